@@ -1,0 +1,449 @@
+"""Training images as uint8 arrays, batches of them as float32 in [-1, 1], and samples back to uint8.
+
+Nothing here is random: which images make a batch, and which of them are mirrored, are arguments.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import math
+import os
+import pickle
+import socket
+import struct
+import sys
+import tarfile
+import tempfile
+import zipfile
+import zlib
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import redirect_stdout
+from dataclasses import dataclass
+from functools import partial
+from io import BytesIO
+from pathlib import Path, PurePosixPath
+from typing import Any, Dict, List, Optional, Sequence, Tuple, Union
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from ms_diffusion.config import DataConfig
+from ms_diffusion.errors import UserError
+
+PathLike = Union[str, Path]
+
+_IDX = "train-images-idx3-ubyte"
+_SYSTEM = Path("/usr/share/datasets")
+# The files of a dataset, best first; data_batch_1 stands for the extracted folder that it lies in.
+_FILES = {
+    "fashion_mnist": (_IDX, f"{_IDX}.gz", "dataset.zip"),
+    "mnist": (_IDX, f"{_IDX}.gz"),
+    "cifar10": ("cifar-10-binary.tar.gz", "data_batch_1.bin", "cifar-10-python.tar.gz", "data_batch_1"),
+}
+_SUBFOLDERS = {
+    "fashion_mnist": ("", "train", "raw", "FashionMNIST/raw"),
+    "mnist": ("", "train", "raw", "MNIST/raw"),
+    "cifar10": ("", "cifar-10-batches-bin", "cifar-10-batches-py"),
+}
+# Of the content of an IDX file, because each mirror compresses it in its own way; of the CIFAR archives themselves.
+_SHA256 = {
+    "fashion_mnist": ("c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888",),
+    "mnist": ("ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",),
+    "cifar10": (
+        "c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd",  # binary
+        "6d958be074577803d12ecdefd02955f39262c83c16fe9348329d7fe0b5c001ce",  # python
+    ),
+}
+_MIRRORS = {
+    "fashion_mnist": (
+        f"http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/{_IDX}.gz",
+        f"https://raw.githubusercontent.com/zalandoresearch/fashion-mnist/master/data/fashion/{_IDX}.gz",
+        "https://mindspore-website.obs.cn-north-4.myhuaweicloud.com/notebook/datasets/dataset.zip",
+    ),
+    "mnist": (
+        f"https://ossci-datasets.s3.amazonaws.com/mnist/{_IDX}.gz",
+        f"https://storage.googleapis.com/cvdf-datasets/mnist/{_IDX}.gz",
+    ),
+    "cifar10": ("https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz",),
+}
+_TIMEOUT = 20.0  # seconds without a byte, after which the next mirror is tried
+_EXTENSIONS = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+
+
+@dataclass(frozen=True, eq=False)
+class ImageDataset:
+    """Training images in memory: `images` is uint8 (N, C, H, W), `name` is the dataset's."""
+
+    images: np.ndarray
+    name: str
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def batch(self, indices: Sequence[int], flip: Optional[Sequence[bool]] = None) -> np.ndarray:
+        """The images at `indices` (B,), float32 (B, C, H, W) in [-1, 1]; those where `flip` (B,) is true, mirrored.
+
+        Raises `ValueError` unless `indices` are B whole numbers and `flip` is B truth values.
+        """
+        indices = np.asarray(indices)
+        if indices.ndim != 1 or indices.dtype.kind not in "iu":
+            raise ValueError(f"indices must be whole numbers (B,), not {indices.dtype} {indices.shape}")
+        images = self.images[indices]
+        if flip is not None:
+            flip = np.asarray(flip)
+            if flip.shape != indices.shape or flip.dtype != bool:
+                raise ValueError(f"flip must be bool {indices.shape}, not {flip.dtype} {flip.shape}")
+            images[flip] = images[flip, :, :, ::-1]
+        return to_float(images)
+
+
+def to_float(images_uint8: np.ndarray) -> np.ndarray:
+    """x / 127.5 - 1: uint8 of any shape to float32 in [-1, 1]; raises `ValueError` for any other type."""
+    if images_uint8.dtype != np.uint8:
+        raise ValueError(f"to_float takes uint8, not {images_uint8.dtype}")
+    x = images_uint8.astype(np.float32, order="C")
+    x /= 127.5
+    x -= 1
+    return x
+
+
+def to_uint8(x: np.ndarray) -> np.ndarray:
+    """The inverse of `to_float`, clipped and rounded: floating x of any shape to uint8.
+
+    Raises `ValueError` where x is not a number, and for an x that is not floating.
+    """
+    x = np.asarray(x)
+    if x.dtype.kind != "f":
+        raise ValueError(f"to_uint8 takes floating numbers in [-1, 1], not {x.dtype}")
+    if np.isnan(x).any():
+        raise ValueError(f"{np.isnan(x).sum()} of {x.size} values are NaN: no picture can be made of them")
+    return np.rint((np.clip(x, -1, 1) + 1) * 127.5).astype(np.uint8)
+
+
+def make_dataset(config: DataConfig, channels: int) -> ImageDataset:
+    """The training images that `config` describes, uint8 (N, channels, image_size, image_size).
+
+    Colour becomes gray by PIL's luminance "L". Images of another size are resized on their shorter side
+    (bilinear, antialiased) and cropped in the centre. Raises `UserError` for what cannot be found or read.
+    """
+    if channels not in (1, 3):
+        raise UserError(f"model.channels is {channels!r}: images have 1 channel (gray) or 3 (colour)")
+    if config.name == "images":
+        return ImageDataset(_load_folder(config, channels), config.name)
+    images = _load_digits() if config.name == "digits" else _load_published(config)
+    return ImageDataset(_convert(images, channels, config.image_size), config.name)
+
+
+def read_picture(path: PathLike, channels: int, size: int) -> np.ndarray:
+    """One picture file as uint8 (channels, size, size), fitted as in `make_dataset`; or `UserError`."""
+    try:
+        return _decode(Path(path), channels, size)
+    except Exception as error:  # inside PIL a damaged file can raise almost anything
+        raise UserError(f"{path} cannot be read as a picture ({_one_line(error)}): give another") from error
+
+
+def _warn(line: str) -> None:
+    print(f"warning: {line}", file=sys.stderr)
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+# Pictures
+
+
+def _convert(images: np.ndarray, channels: int, size: int) -> np.ndarray:
+    if images.shape[1:] == (channels, size, size):
+        return images
+    converted = np.empty((len(images), channels, size, size), dtype=np.uint8)
+    for i, image in enumerate(images):
+        picture = Image.fromarray(image[0] if len(image) == 1 else image.transpose(1, 2, 0))
+        converted[i] = _fit(picture, channels, size)
+    return converted
+
+
+def _fit(picture: Image.Image, channels: int, size: int) -> np.ndarray:
+    """`picture` as uint8 (channels, size, size)."""
+    picture = picture.convert("L" if channels == 1 else "RGB")
+    scale = size / min(picture.size)
+    picture = picture.resize([round(side * scale) for side in picture.size], Image.Resampling.BILINEAR)
+    left, top = ((side - size) // 2 for side in picture.size)
+    pixels = np.asarray(picture.crop((left, top, left + size, top + size)))
+    return pixels.reshape(size, size, channels).transpose(2, 0, 1)
+
+
+def _decode(path: Path, channels: int, size: int) -> np.ndarray:
+    """The picture in `path` as uint8 (channels, size, size); raises whatever PIL raises."""
+    with Image.open(path) as opened:
+        picture = ImageOps.exif_transpose(opened)
+    if picture.mode.startswith("I"):  # 16 bits of gray, which PIL's own conversion would clip or cut
+        values = np.asarray(picture)
+        if values.min() < 0 or values.max() > 65535:
+            raise ValueError("its pixels have more than 16 bits")
+        picture = Image.fromarray(np.rint(values / 257).astype(np.uint8))
+    elif picture.mode == "F":
+        raise ValueError("its pixels are floating numbers, and nothing says which are black and white")
+    elif "A" in picture.getbands() or "transparency" in picture.info:
+        picture = picture.convert("RGBA")
+        picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
+    return _fit(picture, channels, size)
+
+
+def _load_folder(config: DataConfig, channels: int) -> np.ndarray:
+    """All pictures under `config.folder`, uint8 (N, channels, size, size), in the order of their relative paths.
+
+    EXIF orientation is applied, transparency is composited on white, an animation gives its first frame;
+    names that begin with a dot are left out. Every picture is decoded now, so a bad one is found at the start.
+    """
+    from tqdm import tqdm
+
+    paths = _picture_paths(Path(config.folder).expanduser())
+    images = np.empty((len(paths), channels, config.image_size, config.image_size), dtype=np.uint8)
+    bad: Dict[int, str] = {}
+
+    def decode(i: int) -> None:
+        try:
+            images[i] = _decode(paths[i], channels, config.image_size)
+        except Exception as error:  # inside PIL a damaged file can raise almost anything
+            bad[i] = "not a picture" if isinstance(error, UnidentifiedImageError) else _one_line(error)
+
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        for _ in tqdm(pool.map(decode, range(len(paths))), "decoding", len(paths), unit=" images", disable=None):
+            pass
+    if bad and config.undecodable == "refuse":
+        first = min(bad)
+        raise UserError(
+            f"{len(bad)} of {len(paths)} pictures cannot be decoded, the first is {paths[first]} ({bad[first]}): "
+            "mend or remove them, or train without them by data.undecodable=skip"
+        )
+    for i in sorted(bad):
+        _warn(f"{paths[i]} is left out, it cannot be decoded ({bad[i]})")
+    if len(bad) == len(paths):
+        raise UserError(f"data.folder {config.folder}: none of its {len(paths)} pictures can be decoded; give another")
+    return np.delete(images, sorted(bad), axis=0) if bad else images
+
+
+def _picture_paths(folder: Path) -> List[Path]:
+    if not folder.is_dir():
+        raise UserError(f"data.folder {folder} is not a folder: give the one that holds the pictures")
+
+    def refuse(error: OSError) -> None:
+        raise UserError(f"data.folder: {error.filename} cannot be read ({error.strerror}): mend its permissions")
+
+    paths = []
+    for place, subfolders, names in os.walk(folder, onerror=refuse, followlinks=True):
+        subfolders[:] = [name for name in subfolders if not name.startswith(".")]
+        paths += [Path(place, n) for n in names if n.lower().endswith(_EXTENSIONS) and not n.startswith(".")]
+    if not paths:
+        raise UserError(f"data.folder {folder} holds no pictures: put {' '.join(_EXTENSIONS)} files into it")
+    return sorted(paths, key=lambda path: path.relative_to(folder).as_posix())
+
+
+# Published datasets
+
+
+def _load_digits() -> np.ndarray:
+    """scikit-learn's digits, uint8 (1797, 1, 8, 8), their 0..16 stretched to 0..255."""
+    from sklearn.datasets import load_digits
+
+    return np.rint(load_digits().images * 255 / 16).astype(np.uint8)[:, None]
+
+
+def _load_published(config: DataConfig) -> np.ndarray:
+    """The training images of `config.name`, uint8 (N, C, H, W), from `config.folder` or else the first place."""
+    name, cache = config.name, Path(config.cache).expanduser() / config.name
+    if config.folder is not None:
+        return _read_own(name, Path(config.folder).expanduser())
+    places = (_SYSTEM / name.replace("_", "-"), cache)
+    attempts = [partial(_read_official, name, path) for place in places for path in _candidates(name, place)]
+    attempts += [partial(_fetch, name, url, cache) for url in _MIRRORS[name] if config.download]
+    failures: List[str] = []
+    for attempt in attempts:
+        try:
+            images = attempt()
+        except UserError as error:
+            failures.append(str(error))
+            continue
+        for failure in failures:
+            _warn(failure)
+        return images
+    reason = "no mirror could give it" if config.download else "data.download is false"
+    package = ", or on Debian and Ubuntu apt-get install dataset-fashion-mnist" if name == "fashion_mnist" else ""
+    details = f" ({'; '.join(dict.fromkeys(failures))})" if failures else ""
+    mend = f"put {os.path.basename(_MIRRORS[name][0])} into DIR and give --data.folder DIR{package}"
+    raise UserError(f"{name} is not on this machine and {reason}: {mend}{details}")
+
+
+def _candidates(name: str, place: Path) -> List[Path]:
+    paths = [place / subfolder / file for subfolder in _SUBFOLDERS[name] for file in _FILES[name]]
+    return [path for path in paths if os.path.isfile(path)]
+
+
+def _read_own(name: str, folder: Path) -> np.ndarray:
+    """The images in a person's own folder: others in the same format are welcome, with a warning."""
+    for path in _candidates(name, folder):
+        images, official = _read(name, path)
+        if not official:
+            n, _, height, width = images.shape
+            _warn(f"{path} is not the official {name}; its {n} images of {height}x{width} are used as they are")
+        return images
+    mend = f"put {os.path.basename(_MIRRORS[name][0])} into it, or leave data.folder out to have it searched for"
+    raise UserError(f"data.folder {folder} holds no {name}: {mend}")
+
+
+def _read_official(name: str, path: Path) -> np.ndarray:
+    images, official = _read(name, path)
+    if not official:
+        raise UserError(f"{path} is not the official {name}, its checksum differs: get another copy")
+    return images
+
+
+def _read(name: str, path: Path) -> Tuple[np.ndarray, bool]:
+    """The images in a file, uint8 (N, C, H, W), and whether they are the official ones."""
+    try:
+        images, official = _read_cifar(path) if name == "cifar10" else _read_idx(path, _SHA256[name])
+    except (OSError, EOFError, zlib.error, tarfile.TarError, zipfile.BadZipFile) as error:
+        raise UserError(f"{path} cannot be read ({_one_line(error)}): get another copy") from error
+    if images.size == 0:
+        raise UserError(f"{path} holds no images: get another copy")
+    return images, official
+
+
+def _fetch(name: str, url: str, cache: Path) -> np.ndarray:
+    """The images that `url` gives; the file enters the cache only whole and with the right checksum."""
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix="partial-", dir=cache) as folder:
+            file = Path(folder, os.path.basename(url))
+            _download(url, file)
+            try:
+                images = _read_official(name, file)
+            except UserError as error:
+                raise UserError(str(error).replace(str(file), url)) from error
+            os.replace(file, cache / file.name)
+            return images
+    except OSError as error:
+        raise UserError(f"data.cache {cache} cannot be written ({error}): give another by --data.cache") from error
+
+
+def _download(url: str, file: Path) -> None:
+    from download import download
+
+    print(f"downloading {url}", file=sys.stderr)
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(_TIMEOUT)  # `download` heeds its own timeout only until the server first answers
+    try:
+        with redirect_stdout(sys.stderr):  # where a progress bar belongs
+            download(url, str(file), progressbar=sys.stderr.isatty(), timeout=_TIMEOUT, verbose=False)
+    except Exception as error:  # whatever it is, the next mirror may do
+        raise UserError(f"{url}: {_one_line(error).split('Error: ')[-1]}") from error
+    finally:
+        socket.setdefaulttimeout(before)
+
+
+# IDX, the format of MNIST and its relatives
+
+
+def _read_idx(path: Path, checksums: Sequence[str]) -> Tuple[np.ndarray, bool]:
+    content = path.read_bytes()
+    if path.suffix == ".zip":
+        with zipfile.ZipFile(path) as archive:
+            members = [m for m in archive.namelist() if PurePosixPath(m).name == _IDX]
+            if not members:
+                raise UserError(f"{path} holds no {_IDX}: get another copy")
+            content = archive.read(members[0])
+    elif path.suffix == ".gz":
+        content = _gunzip(content, path)
+    if len(content) < 16:
+        raise _wrong_size(content, path)
+    if content[:4] != b"\0\0\x08\x03":
+        start = content[:4].hex()
+        raise UserError(f"{path} is not an IDX file of images: it begins with {start}, not 00000803; get {_IDX}")
+    n, height, width = struct.unpack(">3I", content[4:16])
+    if len(content) != 16 + n * height * width:
+        raise _wrong_size(content, path)
+    images = np.frombuffer(content, dtype=np.uint8, offset=16).reshape(n, 1, height, width)
+    return images, hashlib.sha256(content).hexdigest() in checksums
+
+
+def _gunzip(compressed: bytes, path: Path) -> bytes:
+    if compressed[:2] != b"\x1f\x8b":
+        raise UserError(f"{path} is not gzip: it begins with {compressed[:2].hex()}, not 1f8b; get another copy")
+    chunks = []
+    try:
+        with gzip.open(BytesIO(compressed)) as stream:
+            while chunk := stream.read1(1 << 20):
+                chunks.append(chunk)
+    except EOFError as error:
+        raise _wrong_size(b"".join(chunks), path) from error
+    return b"".join(chunks)
+
+
+def _wrong_size(content: bytes, path: Path) -> UserError:
+    expected = 16 + math.prod(struct.unpack(">3I", content[4:16])) if len(content) >= 16 else "at least 16"
+    return UserError(f"{path} is damaged: {expected} bytes of content expected, {len(content)} found; get another copy")
+
+
+# CIFAR-10
+
+
+def _read_cifar(path: Path) -> Tuple[np.ndarray, bool]:
+    """The training images in an archive, or in the extracted folder of data_batch_1, uint8 (N, 3, 32, 32)."""
+    parse, suffix = (_parse_batch, ".bin") if "bin" in path.name else (_unpickle_batch, "")
+    names = [f"data_batch_{i}{suffix}" for i in range(1, 6)]
+    official = None
+    if path.name.endswith(".tar.gz"):
+        archived = path.read_bytes()
+        official = hashlib.sha256(archived).hexdigest() in _SHA256["cifar10"]
+        with tarfile.open(fileobj=BytesIO(archived)) as archive:
+            members = ((PurePosixPath(member.name).name, member) for member in archive if member.isfile())
+            found = {name: archive.extractfile(member).read() for name, member in members if name in names}
+    else:
+        found = {name: path.with_name(name).read_bytes() for name in names if path.with_name(name).is_file()}
+    missing = [name for name in names if name not in found]
+    if missing:
+        raise UserError(f"{path}: {', '.join(missing)} missing; five batches are expected, get another copy")
+    images = np.concatenate([parse(found[name], f"{path}: {name}") for name in names])
+    return images, len(images) == 50000 if official is None else official
+
+
+def _parse_batch(content: bytes, where: str) -> np.ndarray:
+    """One record is a label and 3 x 32 x 32 bytes."""
+    if len(content) % 3073:
+        expected = f"a multiple of 3073 bytes expected, {len(content)} found"
+        raise UserError(f"{where} is damaged: {expected}; get another copy")
+    return np.frombuffer(content, dtype=np.uint8).reshape(-1, 3073)[:, 1:].reshape(-1, 3, 32, 32)
+
+
+class _StandIn:
+    """Keeps what a pickle says of an array, so that no file reaches NumPy's own, trusting, reconstruction."""
+
+    def __init__(self, *args: Any) -> None:
+        self.args = args
+
+    def __setstate__(self, state: Any) -> None:
+        self.state = state
+
+
+class _ArrayUnpickler(pickle.Unpickler):
+    """Admits plain containers and the four names of a NumPy array, because a pickle can call any function it names."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) in (("numpy", "ndarray"), ("numpy", "dtype")):
+            return _StandIn
+        if name == "_reconstruct" and module in ("numpy.core.multiarray", "numpy._core.multiarray"):
+            return _StandIn
+        raise ValueError(f"it asks for {module}.{name}, for which images have no use")
+
+
+def _unpickle_batch(content: bytes, where: str) -> np.ndarray:
+    try:
+        array = _ArrayUnpickler(BytesIO(content), encoding="bytes").load()[b"data"]
+        _, shape, dtype, fortran_order, pixels = array.state
+        if dtype.args[0] not in ("u1", b"u1") or fortran_order or shape[1:] != (3072,):
+            raise ValueError("its data are not uint8 (N, 3072)")
+        return np.frombuffer(pixels, dtype=np.uint8).reshape(shape[0], 3, 32, 32)
+    except Exception as error:  # a damaged pickle can raise almost anything
+        raise UserError(f"{where} is refused ({_one_line(error)}): get cifar-10-binary.tar.gz") from error

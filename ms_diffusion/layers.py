@@ -1,0 +1,242 @@
+"""The blocks of the network: NCHW float32 in, NCHW float32 out.
+
+Every MindSpore layer states its arguments, because the defaults differ from PyTorch's and are announced to change.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Optional, Tuple
+
+import numpy as np
+from mindspore import Parameter, Tensor, nn, ops
+from mindspore import dtype as mstype
+
+from ms_diffusion.config import ModelConfig
+from ms_diffusion.errors import UserError
+
+
+def conv2d(dim: int, dim_out: int, kernel_size: int, *, bias: bool, stride: int = 1, group: int = 1) -> nn.Conv2d:
+    """A convolution that keeps the size at stride 1 and halves it at stride 2 with kernel 4."""
+    return nn.Conv2d(
+        in_channels=dim, out_channels=dim_out, kernel_size=kernel_size, stride=stride, pad_mode="pad",
+        padding=(kernel_size - 1) // 2, dilation=1, group=group, has_bias=bias, data_format="NCHW",
+    )
+
+
+def dense(dim: int, dim_out: int) -> nn.Dense:
+    """A linear layer with bias on (B, dim)."""
+    return nn.Dense(in_channels=dim, out_channels=dim_out, has_bias=True, activation=None)
+
+
+def group_norm(groups: int, dim: int) -> nn.GroupNorm:
+    """Group normalisation with gain and bias; biased variance; Wu and He 2018."""
+    return nn.GroupNorm(
+        num_groups=groups, num_channels=dim, eps=1e-5, affine=True, gamma_init="ones", beta_init="zeros"
+    )
+
+
+def gelu(form: str) -> nn.GELU:
+    """GELU, exact ("erf") or by tanh ("tanh"); Hendrycks and Gimpel 2016."""
+    return nn.GELU(approximate=form == "tanh")
+
+
+def Upsample(dim: int, conv_bias: bool = ModelConfig.conv_bias) -> nn.Conv2dTranspose:
+    """Double height and width by a transposed 4x4 convolution of stride 2."""
+    return nn.Conv2dTranspose(
+        in_channels=dim, out_channels=dim, kernel_size=4, stride=2, pad_mode="pad", padding=1, output_padding=0,
+        dilation=1, group=1, has_bias=conv_bias,
+    )
+
+
+def Downsample(dim: int, conv_bias: bool = ModelConfig.conv_bias) -> nn.Conv2d:
+    """Halve height and width by a 4x4 convolution of stride 2."""
+    return conv2d(dim, dim, 4, stride=2, bias=conv_bias)
+
+
+class Residual(nn.Cell):
+    """fn(x) + x."""
+
+    def __init__(self, fn: nn.Cell) -> None:
+        super().__init__()
+        self.fn = fn
+
+    def construct(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C, H, W)."""
+        return self.fn(x) + x
+
+
+class SinusoidalPositionEmbeddings(nn.Cell):
+    """Sines and cosines of t at dim / 2 frequencies from 1 to 1/10000; Vaswani et al. 2017, section 3.5.
+
+    As in the tutorial the last frequency is exactly 1/10000 and the sines stand before the cosines.
+    """
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        if dim < 4 or dim % 2:
+            raise UserError(f"SinusoidalPositionEmbeddings: dim is {dim}: it must be even and at least 4")
+        half = dim // 2
+        self.frequencies = Tensor(np.exp(-math.log(10000) * np.arange(half) / (half - 1)), mstype.float32)
+
+    def construct(self, t: Tensor) -> Tensor:
+        """(B,) -> (B, dim)."""
+        angles = ops.cast(t, mstype.float32).reshape((-1, 1)) * self.frequencies
+        return ops.concat((ops.sin(angles), ops.cos(angles)), axis=-1)
+
+
+class Block(nn.Cell):
+    """3x3 convolution, group norm, optional scale and shift, SiLU: half a ResNet block."""
+
+    def __init__(self, dim: int, dim_out: int, groups: int = 1, conv_bias: bool = ModelConfig.conv_bias) -> None:
+        super().__init__()
+        self.proj = conv2d(dim, dim_out, 3, bias=conv_bias)
+        self.norm = group_norm(groups, dim_out)
+        self.act = nn.SiLU()
+
+    def construct(self, x: Tensor, scale_shift: Optional[Tuple[Tensor, Tensor]] = None) -> Tensor:
+        """(B, dim, H, W), and scale and shift each (B, dim_out, 1, 1) -> (B, dim_out, H, W)."""
+        x = self.norm(self.proj(x))
+        if scale_shift is not None:
+            scale, shift = scale_shift
+            x = x * (scale + 1) + shift
+        return self.act(x)
+
+
+class ResnetBlock(nn.Cell):
+    """Two `Block`s with the time embedding added between them; He et al. 2015, Ho et al. 2020 appendix B."""
+
+    def __init__(
+        self, dim: int, dim_out: int, *, time_emb_dim: Optional[int] = None,
+        groups: int = ModelConfig.resnet_groups, conv_bias: bool = ModelConfig.conv_bias,
+    ) -> None:
+        super().__init__()
+        self.mlp = None
+        if time_emb_dim is not None:
+            self.mlp = nn.SequentialCell([nn.SiLU(), dense(time_emb_dim, dim_out)])
+        self.block1 = Block(dim, dim_out, groups, conv_bias)
+        self.block2 = Block(dim_out, dim_out, groups, conv_bias)
+        self.res_conv = conv2d(dim, dim_out, 1, bias=conv_bias) if dim != dim_out else nn.Identity()
+
+    def construct(self, x: Tensor, time_emb: Optional[Tensor] = None) -> Tensor:
+        """(B, dim, H, W), (B, time_emb_dim) -> (B, dim_out, H, W)."""
+        h = self.block1(x)
+        if self.mlp is not None and time_emb is not None:
+            condition = self.mlp(time_emb)
+            h = h + condition.reshape((*condition.shape, 1, 1))
+        return self.block2(h) + self.res_conv(x)
+
+
+class ConvNextBlock(nn.Cell):
+    """7x7 depthwise convolution plus time embedding, then two widening 3x3 ones; after Liu et al. 2022."""
+
+    def __init__(
+        self, dim: int, dim_out: int, *, time_emb_dim: Optional[int] = None, mult: int = ModelConfig.convnext_mult,
+        norm: bool = True, conv_bias: bool = ModelConfig.conv_bias, gelu_form: str = ModelConfig.gelu,
+    ) -> None:
+        super().__init__()
+        self.mlp = None
+        if time_emb_dim is not None:
+            self.mlp = nn.SequentialCell([gelu(gelu_form), dense(time_emb_dim, dim)])
+        self.ds_conv = conv2d(dim, dim, 7, bias=conv_bias, group=dim)
+        self.net = nn.SequentialCell([
+            group_norm(1, dim) if norm else nn.Identity(),
+            conv2d(dim, dim_out * mult, 3, bias=conv_bias),
+            gelu(gelu_form),
+            group_norm(1, dim_out * mult),
+            conv2d(dim_out * mult, dim_out, 3, bias=conv_bias),
+        ])
+        self.res_conv = conv2d(dim, dim_out, 1, bias=conv_bias) if dim != dim_out else nn.Identity()
+
+    def construct(self, x: Tensor, time_emb: Optional[Tensor] = None) -> Tensor:
+        """(B, dim, H, W), (B, time_emb_dim) -> (B, dim_out, H, W)."""
+        h = self.ds_conv(x)
+        if self.mlp is not None and time_emb is not None:
+            condition = self.mlp(time_emb)
+            h = h + condition.reshape((*condition.shape, 1, 1))
+        return self.net(h) + self.res_conv(x)
+
+
+class LayerNorm(nn.Cell):
+    """Normalise each pixel over its channels, with a gain g and no bias; biased variance."""
+
+    def __init__(self, dim: int, eps: float = 1e-5) -> None:
+        super().__init__()
+        self.eps = eps
+        self.g = Parameter(Tensor(np.ones((1, dim, 1, 1)), mstype.float32), name="g")
+
+    def construct(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C, H, W)."""
+        centred = x - ops.mean(x, 1, True)
+        variance = ops.mean(ops.square(centred), 1, True)
+        return centred * ops.rsqrt(variance + self.eps) * self.g
+
+
+class PreNorm(nn.Cell):
+    """fn(GroupNorm(x)), with one group."""
+
+    def __init__(self, dim: int, fn: nn.Cell) -> None:
+        super().__init__()
+        self.fn = fn
+        self.norm = group_norm(1, dim)
+
+    def construct(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C, H, W)."""
+        return self.fn(self.norm(x))
+
+
+class Attention(nn.Cell):
+    """Multi-head self-attention over the pixels; Vaswani et al. 2017, eq. 1."""
+
+    def __init__(self, dim: int, heads: int = 4, dim_head: int = 32) -> None:
+        super().__init__()
+        self.heads = heads
+        self.scale = dim_head**-0.5
+        self.to_qkv = conv2d(dim, heads * dim_head * 3, 1, bias=False)
+        self.to_out = conv2d(heads * dim_head, dim, 1, bias=True)
+        self.matmul = ops.BatchMatMul(transpose_a=False, transpose_b=False)
+        self.matmul_at = ops.BatchMatMul(transpose_a=True, transpose_b=False)
+        self.matmul_bt = ops.BatchMatMul(transpose_a=False, transpose_b=True)
+
+    def construct(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C, H, W)."""
+        b, _, h, w = x.shape
+        q, k, v = ops.chunk(self.to_qkv(x).reshape((b, 3 * self.heads, -1, h * w)), 3, axis=1)  # each (B, heads, d, N)
+        attention = ops.softmax(self.matmul_at(q * self.scale, k), -1)  # (B, heads, N, N)
+        out = self.matmul_bt(v, attention)  # (B, heads, d, N)
+        return self.to_out(out.reshape((b, -1, h, w)))
+
+
+class LinearAttention(nn.Cell):
+    """Attention whose cost grows linearly with the pixels; Shen et al. 2018 (Efficient Attention), eq. 4.
+
+    `scale_values` divides v by height * width; `norm` is "group" (GroupNorm of one group) or "layer" (`LayerNorm`).
+    """
+
+    def __init__(
+        self, dim: int, heads: int = 4, dim_head: int = 32, *,
+        scale_values: bool = ModelConfig.scale_values, norm: str = ModelConfig.attention_norm,
+    ) -> None:
+        super().__init__()
+        self.heads = heads
+        self.scale = dim_head**-0.5
+        self.scale_values = scale_values
+        self.to_qkv = conv2d(dim, heads * dim_head * 3, 1, bias=False)
+        self.to_out = nn.SequentialCell([
+            conv2d(heads * dim_head, dim, 1, bias=True),
+            LayerNorm(dim) if norm == "layer" else group_norm(1, dim),
+        ])
+        self.matmul_at = ops.BatchMatMul(transpose_a=True, transpose_b=False)
+        self.matmul_bt = ops.BatchMatMul(transpose_a=False, transpose_b=True)
+
+    def construct(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C, H, W)."""
+        b, _, h, w = x.shape
+        q, k, v = ops.chunk(self.to_qkv(x).reshape((b, 3 * self.heads, -1, h * w)), 3, axis=1)  # each (B, heads, d, N)
+        q = ops.softmax(q, -2)
+        k = ops.softmax(k, -1)
+        # The scalings of q and v are applied to the small context: it is linear in both.
+        scale = self.scale / (h * w) if self.scale_values else self.scale
+        context = self.matmul_bt(k, v) * scale  # (B, heads, d, d)
+        out = self.matmul_at(context, q)  # (B, heads, d, N)
+        return self.to_out(out.reshape((b, -1, h, w)))

@@ -1,0 +1,123 @@
+"""Device, execution mode and threads: the only file that sets MindSpore's state."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import platform
+import re
+import sys
+import warnings
+from pathlib import Path
+
+# libgomp reads this once, when it is loaded: with two cores, threads that spin between operators take the processor
+# from the operator that runs (median train step 1481 ms spinning, 1114 ms passive; README, "Speed").
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+import mindspore as ms
+
+from ms_diffusion.config import RuntimeConfig
+from ms_diffusion.errors import UserError
+
+# What MindSpore 2.8's plug-ins open first, and whose it is.
+_LIBRARIES = {
+    "Ascend": {"libascendcl.so": "CANN", "libge_runner.so": "CANN"},
+    "GPU": {
+        "libcuda.so.1": "the NVIDIA driver", "libcudart.so.11.0": "CUDA 11.x", "libcublas.so.11": "CUDA 11.x",
+        "libcudnn.so.8": "cuDNN 8",
+    },
+}
+_PLUGINS = {"Ascend": "libmindspore_ascend.so*", "GPU": "libmindspore_gpu.so*"}
+_MENDS = {
+    "Ascend": "install CANN and source its set_env.sh",
+    "GPU": "MindSpore 2.8 needs CUDA 11.1 or 11.6 with cuDNN 8, on LD_LIBRARY_PATH",
+}
+_SETUP = {"device": None}
+
+
+def setup(config: RuntimeConfig) -> str:
+    """Take the device that `config` asks for and apply the settings measured for it; returns the device's name.
+
+    Raises `UserError`, saying what is missing, where this machine lacks the device.
+    """
+    device = _choose(config.device)
+    if device != "CPU":
+        missing = _missing(device)
+        if missing:
+            raise UserError(
+                f"runtime.device is {device}: this machine lacks {missing}; {_MENDS[device]}, or take "
+                "--runtime.device CPU"
+            )
+    _set_device(device)
+    # Outside ms.jit everything is PyNative in both modes; `config.mode` says whether a step is compiled.
+    ms.set_context(mode=ms.PYNATIVE_MODE)
+    if device == "CPU":
+        _warn_of_slow_convolutions(ms.__version__)
+        # Without this, short operators in PyNative wait for whole 4 ms ticks of the launch threads.
+        ms.runtime.launch_blocking()
+    return device
+
+
+def _choose(device: str) -> str:
+    """The device that `auto` means here: the first whose card is in the machine and whose libraries are installed."""
+    if device != "auto":
+        return device
+    for name, nodes in (("Ascend", "davinci[0-9]*"), ("GPU", "nvidia[0-9]*")):
+        if any(Path("/dev").glob(nodes)):
+            missing = _missing(name)
+            if not missing:
+                return name
+            print(f"warning: the {name} of this machine is not used, for lack of {missing}: {_MENDS[name]}",
+                  file=sys.stderr)
+    return "CPU"
+
+
+def _missing(device: str) -> str:
+    """What MindSpore would need for `device` and this machine has not, in words; empty if nothing."""
+    plugins = Path(ms.__file__).parent / "lib" / "plugin"
+    if not any(plugins.glob(_PLUGINS[device])):
+        return f"the {device} plug-in in its MindSpore wheel"
+    absent = [f"{name} ({owner})" for name, owner in _LIBRARIES[device].items() if not _loads(name)]
+    return ", ".join(absent)
+
+
+def _loads(library: str) -> bool:
+    try:
+        ctypes.CDLL(library)
+    except OSError:
+        return False
+    return True
+
+
+def _set_device(device: str) -> None:
+    if _SETUP["device"] == device:
+        return
+    try:
+        ms.set_device(device)
+    except RuntimeError as error:
+        reasons = re.findall(r"Load dynamic library: (.*)", str(error)) or [str(error).split("\n")[0]]
+        raise UserError(
+            f"runtime.device is {device}: MindSpore {ms.__version__} cannot open it: {' '.join(reasons)} "
+            f"({_MENDS.get(device, 'reinstall MindSpore')})"
+        ) from error
+    _SETUP["device"] = device
+
+
+def _warn_of_slow_convolutions(version: str) -> None:
+    major, minor = (int(part) for part in version.split(".")[:2])
+    if (major, minor) >= (2, 9):
+        warnings.warn(
+            f"MindSpore {version} runs CPU convolutions on oneDNN's reference kernel, about 100 times slower than "
+            "2.8.0: install mindspore==2.8.0 for work on a CPU",
+            stacklevel=3,
+        )
+
+
+def versions() -> dict[str, str]:
+    """What a run's numbers depend on: versions, device and processor."""
+    import numpy
+
+    return {
+        "mindspore": ms.__version__, "numpy": numpy.__version__, "python": platform.python_version(),
+        "device": _SETUP["device"] or "CPU", "machine": platform.machine(), "system": platform.platform(),
+    }

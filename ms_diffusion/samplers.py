@@ -1,0 +1,38 @@
+"""From a seed to a row of images, batch by batch."""
+
+from __future__ import annotations
+
+import sys
+from typing import Collection, Sequence
+
+import numpy as np
+from tqdm import tqdm
+
+from ms_diffusion.diffusion import GaussianDiffusion, ReverseStep
+from ms_diffusion.randomness import image_noise
+
+
+def sample(
+    diffusion: GaussianDiffusion, reverse_step: ReverseStep, shape: Sequence[int], num: int, seed: int, *,
+    batch_size: int = 64, frame_steps: Collection[int] = (), progress: bool = False,
+) -> tuple[np.ndarray, list[np.ndarray]]:
+    """Images 0..num-1 of the endless row that `seed` stands for, by ancestral sampling, and frames on the way.
+
+    The images are float32 (num, *shape), near [-1, 1]; image i does not depend on `num` or `batch_size`.
+    The frames are the images of the first batch, (B, *shape), after each reverse step 0..T-1 in `frame_steps`.
+    The last batch is filled up and cut, so that a compiled `reverse_step` meets one shape only.
+    """
+    batch_size = min(num, batch_size)
+    starts = range(0, num, batch_size)
+    samples, frames = [], []
+    total = len(starts) * diffusion.timesteps
+    interval = 0.1 if sys.stderr.isatty() else 30
+    with tqdm(total=total, unit="step", dynamic_ncols=True, disable=not progress, mininterval=interval) as bar:
+        for start in starts:
+            noise = image_noise(seed, range(start, start + batch_size), shape)
+            for step, x in enumerate(diffusion.p_sample_loop(reverse_step, noise)):
+                if start == 0 and step in frame_steps:
+                    frames.append(x.asnumpy())
+                bar.update()
+            samples.append(x.asnumpy())
+    return np.concatenate(samples)[:num], frames

@@ -1,0 +1,110 @@
+"""Pictures: grids of samples, the denoising GIF, the loss curve, the forward process."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Optional, Sequence, Union
+
+import numpy as np
+from PIL import Image
+
+from ms_diffusion.errors import UserError
+
+PathLike = Union[str, Path]
+
+
+def to_picture(image: np.ndarray) -> Image.Image:
+    """A PIL picture of one uint8 image (1, H, W) or (3, H, W)."""
+    return Image.fromarray(image[0] if image.shape[0] == 1 else image.transpose(1, 2, 0))
+
+
+def make_grid(images: np.ndarray, columns: Optional[int] = None, cell: int = 56) -> Image.Image:
+    """Tile uint8 images (N, C, H, W) row by row, nearly square unless `columns` is given.
+
+    Small images are enlarged by a whole factor, to `cell` pixels or a little less, so that single pixels stay square.
+    """
+    count, channels, height, width = images.shape
+    columns = columns or int(np.ceil(np.sqrt(count)))
+    rows = -(-count // columns)
+    factor = max(1, cell // max(height, width))
+    pad = 2
+    height, width = height * factor, width * factor
+    canvas = np.full((channels, rows * (height + pad) + pad, columns * (width + pad) + pad), 255, np.uint8)
+    for index, image in enumerate(images.repeat(factor, axis=2).repeat(factor, axis=3)):
+        top = pad + index // columns * (height + pad)
+        left = pad + index % columns * (width + pad)
+        canvas[:, top : top + height, left : left + width] = image
+    return to_picture(canvas)
+
+
+def picture_suffixes() -> list[str]:
+    """The endings of the files that `save_picture` can write, such as ".png"."""
+    Image.init()
+    return sorted(suffix for suffix, name in Image.registered_extensions().items() if name in Image.SAVE)
+
+
+def photograph() -> Path:
+    """The photograph that comes with matplotlib: a picture for the forward process that needs no download."""
+    from matplotlib import get_data_path
+
+    return Path(get_data_path()) / "sample_data" / "grace_hopper.jpg"
+
+
+def save_picture(picture: Image.Image, path: PathLike) -> None:
+    """Write `picture` in the format that the name of `path` says. Raises `UserError` where that cannot be."""
+    try:
+        picture.save(path)
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot write the picture {path}: {error}") from error
+
+
+def save_gif(pictures: Sequence[Image.Image], path: PathLike, milliseconds: int = 60, hold: int = 1500) -> None:
+    """Write an endless GIF; the last picture is held for `hold` milliseconds. Raises `UserError` where it cannot be."""
+    durations = [milliseconds] * (len(pictures) - 1) + [hold]
+    try:
+        pictures[0].save(
+            path, format="GIF", save_all=True, append_images=list(pictures[1:]), duration=durations, loop=0
+        )
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot write the GIF {path}: {error}") from error
+
+
+def frame_steps(timesteps: int, frames: int = 50) -> list[int]:
+    """Which of the reverse steps 0..timesteps-1 a GIF of at most `frames` pictures shows; always the last."""
+    return sorted({round(step) for step in np.linspace(0, timesteps - 1, min(frames, timesteps))})
+
+
+def plot_loss(metrics: PathLike, path: PathLike) -> None:
+    """Draw loss and learning rate over the steps of a metrics.jsonl file."""
+    lines = [json.loads(line) for line in Path(metrics).read_text().splitlines()]
+    lines = [line for line in lines if line["loss"] is not None]  # null: every step was skipped
+    steps = [line["step"] for line in lines]
+    figure, axis = _figure(7, 4)
+    axis.plot(steps, [line["loss"] for line in lines], color="tab:blue", linewidth=1)
+    axis.set(xlabel="step", ylabel="loss", yscale="log")
+    axis.grid(alpha=0.3, which="both")
+    rate = axis.twinx()
+    rate.plot(steps, [line["lr"] for line in lines], color="tab:gray", linewidth=1, linestyle="--")
+    rate.set_ylabel("learning rate (dashed)")
+    figure.tight_layout()
+    figure.savefig(path, dpi=120)
+
+
+def plot_forward(images: Sequence[np.ndarray], steps: Sequence[int], path: PathLike) -> None:
+    """Draw one row of uint8 images (C, H, W): the original, then x_t for each t in `steps`."""
+    figure, axes = _figure(2 * len(images), 2.4, columns=len(images))
+    for axis, image, title in zip(axes, images, ["original", *(f"t = {t}" for t in steps)]):
+        axis.imshow(np.asarray(to_picture(image)), cmap="gray", vmin=0, vmax=255)
+        axis.set_title(title)
+        axis.axis("off")
+    figure.tight_layout()
+    figure.savefig(path, dpi=120)
+
+
+def _figure(width: float, height: float, columns: int = 1):
+    # The object interface draws to files alone: no window system, no global state.
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height))
+    return figure, figure.subplots(1, columns)

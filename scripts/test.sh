@@ -1,0 +1,10 @@
+#!/usr/bin/env bash
+# The test suite on a bare machine: makes .venv, installs, checks the style, runs the tests.
+#   bash scripts/test.sh            everything that takes seconds
+#   bash scripts/test.sh -m slow    what takes minutes: the whole demo, judged
+#   bash scripts/test.sh -k unet    any words of pytest
+set -eu
+cd "$(dirname "$0")/.."
+. scripts/environment.sh requirements-dev.txt
+"$python" -m ruff check .
+exec "$python" -m pytest "$@"

@@ -1,0 +1,53 @@
+"""Train a diffusion model into a run folder.
+
+  python scripts/train.py --config configs/digits.yaml --out runs/digits
+  python scripts/train.py --config configs/digits.yaml --out runs/digits --train.steps 500 --train.lr 2e-4
+  python scripts/train.py --resume runs/digits --train.steps 4000
+"""
+
+import sys
+from pathlib import Path
+
+from ms_diffusion import checkpoint, config, runtime
+from ms_diffusion.data import make_dataset
+from ms_diffusion.errors import UserError, exit_on_user_error
+from ms_diffusion.training import train
+
+
+def main() -> None:
+    """Parse, build, train, and say where the results are."""
+    parser = config.Parser(description=__doc__, usage="%(prog)s (--out DIR | --resume DIR) [options]")
+    config.add_options(parser)
+    parser.add_argument("--out", type=str, default=None, help="run folder to make")
+    parser.add_argument("--overwrite", action="store_true", help="replace the run in --out")
+    parser.add_argument("--resume", type=str, default=None, help="run folder to continue from its last checkpoint")
+    options = parser.parse_args()
+    if (options.out is None) == (options.resume is None):
+        raise UserError("give either --out FOLDER, to start a run, or --resume FOLDER, to continue one")
+    if options.resume is not None and options.overwrite:
+        raise UserError("--resume continues the run and --overwrite deletes it: give one of them")
+
+    if options.resume is not None:
+        saved = checkpoint.read_config(options.resume)
+        options = parser.parse_args([f"--config={options.resume}/config.yaml", *sys.argv[1:]])
+        settings = config.from_namespace(parser, options)
+        checkpoint.check_resumable(saved, settings)
+    else:
+        settings = config.from_namespace(parser, options)
+    device = runtime.setup(settings.runtime)
+    dataset = make_dataset(settings.data, settings.model.channels)
+    folder = Path(options.resume or options.out)
+    if options.resume is None:
+        checkpoint.create_run(folder, settings, runtime.versions(), options.overwrite)
+    else:
+        checkpoint.write_config(folder, settings)
+    print(config.to_yaml(settings))
+    print(f"{len(dataset)} images of {dataset.name}; {device}, {settings.runtime.mode} mode; run folder {folder}")
+    train(settings, dataset, folder, resume=options.resume is not None)
+    print(f"loss curve: {folder / 'loss.png'}")
+    print(f"samples:    {folder / 'samples'}")
+    print(f"weights:    {checkpoint.latest_checkpoint(folder)}")
+
+
+if __name__ == "__main__":
+    exit_on_user_error(main)

@@ -1,0 +1,73 @@
+"""The floors of the house: which module may import which. A new arrow is drawn here first, and points down."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "ms_diffusion"
+ARROWS = {
+    # floor 0: no MindSpore but in runtime
+    "errors": set(),
+    "config": {"errors"},
+    "schedules": {"config", "errors"},
+    "randomness": set(),
+    "data": {"config", "errors"},
+    "runtime": {"config", "errors"},
+    # floor 1
+    "layers": {"config", "errors"},
+    "diffusion": {"config", "schedules"},
+    "visualize": {"errors"},
+    # floor 2
+    "unet": {"config", "layers"},
+    "samplers": {"diffusion", "randomness"},
+    # floor 3
+    "checkpoint": {"config", "diffusion", "errors", "unet"},
+    # floor 4
+    "evaluation": set(),
+    "training": {
+        "checkpoint", "config", "data", "diffusion", "errors", "randomness", "samplers", "unet", "visualize",
+    },
+    "__init__": {"checkpoint", "config", "diffusion", "errors", "runtime", "unet"},
+}
+WITHOUT_MINDSPORE = {"errors", "config", "schedules", "randomness", "data", "visualize", "evaluation"}
+
+
+def imported(path):
+    """Names of modules that the file imports, anywhere in it."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module == "ms_diffusion":
+            yield from (f"ms_diffusion.{alias.name}" for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path.name}: relative imports hide an arrow"
+            yield node.module
+
+
+def test_every_module_stands_in_the_table():
+    assert {path.stem for path in PACKAGE.glob("*.py")} == ARROWS.keys()
+
+
+@pytest.mark.parametrize("name", ARROWS)
+def test_arrows(name):
+    modules = set(imported(PACKAGE / f"{name}.py"))
+    arrows = {module.split(".")[1] for module in modules if module.startswith("ms_diffusion.")}
+    assert arrows == ARROWS[name]
+    if name in WITHOUT_MINDSPORE:
+        assert not {module for module in modules if module.split(".")[0] == "mindspore"}
+    assert "torch" not in {module.split(".")[0] for module in modules}
+
+
+def test_arrows_point_down():
+    order = list(ARROWS)
+    for name, targets in ARROWS.items():
+        assert all(order.index(target) < order.index(name) for target in targets), name
+
+
+def test_only_runtime_sets_mindspores_state():
+    setters = ("set_context", "set_device", "set_seed", "set_deterministic", "launch_blocking", "os.environ")
+    for path in PACKAGE.glob("*.py"):
+        if path.stem != "runtime":
+            source = path.read_text()
+            assert not [setter for setter in setters if setter in source], path.name

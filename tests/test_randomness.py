@@ -1,0 +1,39 @@
+import numpy as np
+import pytest
+
+from ms_diffusion import randomness
+
+
+@pytest.mark.parametrize("num_images, batch_size", [(10, 3), (7, 7), (5, 12)])
+def test_every_epoch_shows_every_image_once(num_images, batch_size):
+    drawn = np.concatenate([randomness.batch_indices(3, step, batch_size, num_images) for step in range(35)])
+    epochs = drawn[: len(drawn) // num_images * num_images].reshape(-1, num_images)
+    assert np.array_equal(np.sort(epochs, axis=1), np.tile(np.arange(num_images), (len(epochs), 1)))
+    assert len({tuple(epoch) for epoch in epochs}) > 1, "the epochs have one and the same order"
+
+
+def test_a_step_is_a_function_of_seed_step_and_rank():
+    def draw(*key):
+        return randomness.step_generator(*key).standard_normal(4).tolist()
+
+    assert draw(0, 5, 0) == draw(0, 5, 0)
+    others = [draw(0, 5, 0), draw(1, 5, 0), draw(0, 6, 0), draw(0, 5, 1), draw(5, 0, 0)]
+    others.append(randomness.weights_generator(0).standard_normal(4).tolist())
+    assert len({tuple(values) for values in others}) == len(others)
+
+
+def test_noise_of_an_image_does_not_depend_on_its_batch():
+    alone = randomness.image_noise(7, [4], (1, 2, 2))
+    together = randomness.image_noise(7, [2, 4, 9], (1, 2, 2))
+    for _ in range(5):
+        one, three = next(alone), next(together)
+        assert one.dtype == np.float32 and three.shape == (3, 1, 2, 2)
+        assert np.array_equal(one[0], three[1])
+
+
+def test_noise_is_standard_normal():
+    noise = np.concatenate([n for n, _ in zip(randomness.image_noise(0, range(8), (1, 64, 64)), range(8))])
+    count = noise.size
+    assert abs(noise.mean()) < 4 / np.sqrt(count)
+    assert abs(noise.std() - 1) < 4 / np.sqrt(2 * count)
+    assert abs(np.corrcoef(noise[0].ravel(), noise[1].ravel())[0, 1]) < 4 / np.sqrt(noise[0].size)

@@ -1,0 +1,84 @@
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import mindspore as ms
+import pytest
+
+from ms_diffusion import runtime
+from ms_diffusion.config import RuntimeConfig
+from ms_diffusion.errors import UserError
+
+
+def test_setup_takes_the_cpu():
+    assert runtime.setup(RuntimeConfig(device="CPU")) == "CPU"
+    assert ms.get_context("device_target") == "CPU"
+    assert ms.get_context("mode") == ms.PYNATIVE_MODE
+    assert runtime.versions()["device"] == "CPU" and runtime.versions()["mindspore"] == ms.__version__
+
+
+@pytest.mark.parametrize(
+    "device, library, mend", [("Ascend", "CANN", "set_env.sh"), ("GPU", "CUDA 11", "11.1 or 11.6")]
+)
+def test_a_missing_device_is_answered_by_what_is_missing(device, library, mend, monkeypatch):
+    monkeypatch.setattr(runtime, "_loads", lambda name: False)
+    with pytest.raises(UserError, match=f"runtime.device is {device}: this machine lacks") as caught:
+        runtime.setup(RuntimeConfig(device=device))
+    message = str(caught.value)
+    assert library in message and mend in message and "--runtime.device CPU" in message and "\n" not in message
+
+
+def test_a_wheel_without_the_plug_in_is_named(monkeypatch):
+    monkeypatch.setitem(runtime._PLUGINS, "GPU", "no_such_plugin.so*")
+    with pytest.raises(UserError, match="lacks the GPU plug-in in its MindSpore wheel"):
+        runtime.setup(RuntimeConfig(device="GPU"))
+
+
+def test_a_device_that_mindspore_cannot_open_is_one_line(monkeypatch):
+    """The libraries are there, and MindSpore still refuses: on this machine it does."""
+    if Path("/dev/davinci0").exists():
+        pytest.skip("this machine has an Ascend card")
+    monkeypatch.setattr(runtime, "_loads", lambda name: True)
+    with pytest.raises(UserError, match="MindSpore .* cannot open it") as caught:
+        runtime.setup(RuntimeConfig(device="Ascend"))
+    assert "\n" not in str(caught.value)
+
+
+def test_auto_names_the_card_it_cannot_use(monkeypatch, capsys):
+    monkeypatch.setattr(Path, "glob", lambda self, nodes: iter([self / "card"]))
+    monkeypatch.setattr(runtime, "_loads", lambda name: False)
+    assert runtime.setup(RuntimeConfig(device="auto")) == "CPU"
+    warnings = capsys.readouterr().err.splitlines()
+    assert [line.split()[2] for line in warnings] == ["Ascend", "GPU"]
+
+
+def test_slow_convolutions_are_warned_of():
+    with pytest.warns(UserWarning, match=r"MindSpore 2\.10\.0 .* 100 times slower .* mindspore==2\.8\.0"):
+        runtime._warn_of_slow_convolutions("2.10.0")
+
+
+def test_the_pinned_version_warns_of_nothing(recwarn):
+    runtime._warn_of_slow_convolutions("2.8.0")
+    assert not recwarn.list
+
+
+@pytest.mark.parametrize("setting, expected", [(None, "PASSIVE"), ("active", "ACTIVE")])
+def test_threads_wait_passively_unless_the_user_says_otherwise(setting, expected):
+    """libgomp itself, asked to show its settings, has seen ours before it was loaded."""
+    environment = {key: value for key, value in os.environ.items() if key != "OMP_WAIT_POLICY"}
+    environment["OMP_DISPLAY_ENV"] = "true"
+    if setting:
+        environment["OMP_WAIT_POLICY"] = setting
+    command = [sys.executable, "-c", "import ms_diffusion"]
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert f"OMP_WAIT_POLICY = '{expected}'" in result.stderr
+
+
+@pytest.mark.parametrize("version", [(3, 8), (3, 13)])
+def test_a_python_without_wheels_is_refused_in_one_line(version):
+    code = f"import sys; sys.version_info = ({version[0]}, {version[1]}, 0, 'final', 0); import ms_diffusion"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.returncode != 0
+    last = result.stderr.strip().splitlines()[-1]
+    assert "needs Python 3.9 to 3.12" in last and f"this is {version[0]}.{version[1]}" in last

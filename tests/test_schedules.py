@@ -1,0 +1,96 @@
+import numpy as np
+import pytest
+
+from ms_diffusion.config import DiffusionConfig
+from ms_diffusion.errors import UserError
+from ms_diffusion.schedules import (
+    NoiseSchedule,
+    cosine_beta_schedule,
+    linear_beta_schedule,
+    make_schedule,
+    quadratic_beta_schedule,
+    sigmoid_beta_schedule,
+)
+
+ALL = [("linear", 200), ("linear", 1000), ("quadratic", 200), ("sigmoid", 300), ("cosine", 50), ("cosine", 1000)]
+
+
+def schedule(name, timesteps, **options):
+    return make_schedule(DiffusionConfig(schedule=name, timesteps=timesteps, **options))
+
+
+@pytest.mark.parametrize(
+    "name, timesteps, scaled, last",
+    [("linear", 200, False, 0.132183), ("linear", 1000, True, 4.03583e-05), ("cosine", 1000, True, 2.42877e-09)],
+)
+def test_published_last_alphas_cumprod(name, timesteps, scaled, last):
+    assert schedule(name, timesteps, scale_betas=scaled).alphas_cumprod[-1] == pytest.approx(last, rel=1e-5)
+
+
+def test_linear_ends_and_middle():
+    betas = linear_beta_schedule(1001)
+    assert betas[[0, 500, 1000]] == pytest.approx([1e-4, 0.01005, 0.02], abs=1e-15)
+
+
+def test_quadratic_ends_and_middle():
+    # sqrt(beta) runs from 0.01 to 0.1, so its middle is 0.055.
+    assert quadratic_beta_schedule(3, 1e-4, 1e-2) == pytest.approx([1e-4, 0.055**2, 1e-2], abs=1e-15)
+
+
+def test_sigmoid_ends_and_middle():
+    betas = sigmoid_beta_schedule(3, 0.0, 1.0)
+    assert betas == pytest.approx([1 / (1 + np.e**6), 0.5, 1 / (1 + np.e**-6)], abs=1e-15)
+
+
+def test_cosine_alphas_cumprod_is_the_squared_cosine():
+    timesteps, s = 100, 0.008
+    t = np.arange(1, timesteps) / timesteps  # the last beta is clipped
+    expected = np.cos((t + s) / (1 + s) * np.pi / 2) ** 2 / np.cos(s / (1 + s) * np.pi / 2) ** 2
+    tables = NoiseSchedule(cosine_beta_schedule(timesteps))
+    assert np.abs(tables.alphas_cumprod[:-1] - expected).max() < 1e-12
+    assert tables.betas[-1] == 0.999
+
+
+@pytest.mark.parametrize("timesteps", [100, 200, 500])
+def test_scale_betas_makes_noise_of_x_T_at_every_T(timesteps):
+    scaled = schedule("linear", timesteps)
+    assert scaled.betas[-1] == pytest.approx(0.02 * 1000 / timesteps)
+    assert scaled.alphas_cumprod[-1] < 1e-4
+    assert schedule("linear", timesteps, scale_betas=False).betas[-1] == pytest.approx(0.02)
+
+
+@pytest.mark.parametrize("name, timesteps", ALL)
+def test_identities(name, timesteps):
+    s = schedule(name, timesteps)
+    ab, ab_prev = s.alphas_cumprod, s.alphas_cumprod_prev
+    assert all(table.dtype == np.float64 for table in vars(s).values())
+    assert len(s) == timesteps and ab_prev[0] == 1
+    # The posterior composed with q(x_t | x_0) is q(x_{t-1} | x_0): its mean and its variance.
+    c1, c2 = s.posterior_mean_coef1, s.posterior_mean_coef2
+    assert np.abs(c1 + c2 * np.sqrt(ab) - np.sqrt(ab_prev)).max() < 1e-12
+    assert np.abs(c2**2 * (1 - ab) + s.posterior_variance - (1 - ab_prev)).max() < 1e-12
+    assert np.abs(s.sqrt_recip_alphas_cumprod * s.sqrt_alphas_cumprod - 1).max() < 1e-12
+    relative = s.sqrt_recipm1_alphas_cumprod / (s.sqrt_one_minus_alphas_cumprod / s.sqrt_alphas_cumprod)
+    assert np.abs(relative - 1).max() < 1e-8
+    assert np.all(np.diff(s.snr) < 0)
+
+
+@pytest.mark.parametrize("name, timesteps", ALL)
+def test_one_step_kernels_compose_to_the_closed_form(name, timesteps):
+    s = schedule(name, timesteps)
+    mean, variance = 1.0, 0.0  # of x_t given x_0 = 1
+    for t in range(timesteps):
+        mean, variance = mean * np.sqrt(1 - s.betas[t]), variance * (1 - s.betas[t]) + s.betas[t]
+        assert abs(mean - s.sqrt_alphas_cumprod[t]) < 1e-12
+        assert abs(variance - s.sqrt_one_minus_alphas_cumprod[t] ** 2) < 1e-12
+
+
+def test_posterior_variance_published():
+    variance = schedule("linear", 1000).posterior_variance
+    assert variance[[0, 487, 999]] == pytest.approx([0, 0.00979, 0.02], abs=1e-5)
+
+
+@pytest.mark.parametrize("betas", [[0.0, 0.1], [0.1, 1.0], [[0.1]], [0.1, np.nan]])
+def test_impossible_betas_are_refused(betas):
+    with pytest.raises(UserError, match="between 0 and 1"):
+        NoiseSchedule(np.array(betas))

@@ -1,0 +1,197 @@
+"""The commands a person types, and the mistakes they make."""
+
+import json
+import os
+import stat
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ms_diffusion import checkpoint, data
+
+ROOT = Path(__file__).parents[1]
+TINY = [
+    "--model.dim=8", "--model.dim_mults=[1]", "--model.convnext_mult=1", "--diffusion.timesteps=30",
+    "--train.batch_size=4", "--train.sample_every=0", "--train.log_every=1", "--runtime.device=CPU",
+]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A run folder of two steps, made by the command line in a process of its own."""
+    folder = tmp_path_factory.mktemp("runs") / "tiny"
+    command = [os.sys.executable, ROOT / "scripts" / "train.py", "--out", folder, *TINY, "--train.steps=2"]
+    result = subprocess.run(list(map(str, command)), capture_output=True, text=True, cwd=folder.parent)
+    assert result.returncode == 0, result.stderr
+    assert "timesteps: 30" in result.stdout, "the resolved configuration is printed"
+    assert "1797 images of digits; CPU, graph mode" in result.stdout and "loss.png" in result.stdout
+    return folder
+
+
+def test_a_run_is_sampled_from_its_folder_alone(trained, run_script, tmp_path):
+    outputs = []
+    for batch_size in (5, 2):
+        png, gif, npz = (tmp_path / f"{batch_size}{suffix}" for suffix in (".png", ".gif", ".npz"))
+        words = ["--run", trained, "--num", 5, "--seed", 3, "--batch_size", batch_size]
+        status, out, err = run_script("sample", *words, "--out", png, "--gif", gif, "--npz", npz)
+        assert status == 0, err
+        assert f"5 images after 2 training steps: {png}" in out and str(gif) in out and str(npz) in out
+        outputs.append(dict(np.load(npz)))
+        with Image.open(gif) as animation:
+            assert animation.n_frames > 10
+        assert Image.open(png).size == (2 + 3 * 58, 2 + 2 * 58)
+    first, second = outputs
+    assert first["samples"].shape == (5, 1, 8, 8) and first["images"].shape == (5, 8, 8, 1)
+    assert np.array_equal(data.to_uint8(first["samples"]), first["images"].transpose(0, 3, 1, 2))
+    assert np.abs(first["samples"] - second["samples"]).max() < 1e-4, "image i depends on the batch size"
+
+
+def test_the_same_seed_gives_the_same_picture(trained, run_script, tmp_path):
+    pictures = []
+    for name, seed in (("a.png", 1), ("b.png", 1), ("c.png", 2)):
+        assert run_script("sample", "--run", trained, "--num", 2, "--seed", seed, "--out", tmp_path / name)[0] == 0
+        pictures.append((tmp_path / name).read_bytes())
+    assert pictures[0] == pictures[1] != pictures[2]
+
+
+def test_a_run_goes_on(trained, run_script, tmp_path):
+    status, _, err = run_script("train", "--resume", trained, "--train.steps", 4)
+    assert status == 0, err
+    assert checkpoint.load_run(trained).step == 4
+    lines = (trained / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [1, 2, 3, 4]
+    assert checkpoint.read_config(trained).train.steps == 4
+
+
+@pytest.mark.parametrize(
+    "words, messages",
+    [
+        (["--train.stepz=5"], ["--train.stepz=5"]),
+        (["--train.steps=many"], ["train.steps", "many"]),
+        (["--model.dim=7"], ["model.dim is 7: it must be even"]),
+        (["--data.image_size=10"], ["data.image_size is 10: it must be a multiple of 4"]),
+        (["--runtime.device=TPU"], ["runtime.device", "TPU"]),
+        (["--data.name=fashion_mnist", "--data.folder={tmp}", "--data.image_size=28"], ["{tmp}", "ubyte.gz"]),
+        (["--data.name=images", "--data.folder={tmp}/absent"], ["{tmp}/absent"]),
+        (["--config={tmp}/absent.yaml"], ["absent.yaml"]),
+        (["--model.channels=2"], ["model.channels is 2"]),
+    ],
+)
+def test_mistakes_are_one_line_and_leave_nothing(words, messages, run_script, tmp_path):
+    out = tmp_path / "out"
+    status, _, err = run_script("train", "--out", out, *[word.format(tmp=tmp_path) for word in words])
+    assert status == 2
+    assert err.startswith("error: ") and err.count("\n") == 1, err
+    for message in messages:
+        assert message.format(tmp=tmp_path) in err
+    assert not out.exists()
+
+
+def test_a_truncated_file_is_named_and_leaves_nothing(run_script, tmp_path):
+    file = tmp_path / "train-images-idx3-ubyte"
+    file.write_bytes(bytes([0, 0, 8, 3, 0, 0, 0, 5, 0, 0, 0, 28, 0, 0, 0, 28]) + bytes(100))
+    words = ["--data.name=mnist", f"--data.folder={tmp_path}", "--data.image_size=28"]
+    status, _, err = run_script("train", "--out", tmp_path / "out", *words)
+    assert status == 2 and str(file) in err and err.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_device_that_is_not_here(run_script, tmp_path, monkeypatch):
+    from ms_diffusion import runtime
+
+    monkeypatch.setattr(runtime, "_loads", lambda name: False)
+    status, _, err = run_script("train", "--out", tmp_path / "out", "--runtime.device=Ascend")
+    assert status == 2 and "CANN" in err and err.count("\n") == 1 and not (tmp_path / "out").exists()
+
+
+def test_a_run_folder_in_use(trained, run_script):
+    before = sorted(path.name for path in trained.rglob("*"))
+    status, _, err = run_script("train", "--out", trained, *TINY)
+    assert status == 2 and "is not empty" in err and "--overwrite" in err
+    assert sorted(path.name for path in trained.rglob("*")) == before
+
+
+def test_a_folder_that_cannot_be_written(run_script, tmp_path):
+    (tmp_path / "file").write_text("")
+    status, _, err = run_script("train", "--out", tmp_path / "file" / "run", *TINY)
+    assert status == 2 and "cannot write the run folder" in err
+
+
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        ([], "give either --out FOLDER"), (["--out=a", "--resume=b"], "give either --out FOLDER"),
+        (["--resume=b", "--overwrite"], "give one of them"), (["--resume={tmp}"], "it has no config.yaml"),
+        (["--resume={run}", "--train.lr=0.5"], "train.lr is 0.0001 in the run and 0.5 on the command line"),
+        (["--resume={run}", "--train.steps=1"], "steps: give more --train.steps"),
+    ],
+)
+def test_out_and_resume(words, message, trained, run_script, tmp_path):
+    status, _, err = run_script("train", *[word.format(tmp=tmp_path, run=trained) for word in words])
+    assert status == 2 and message in err.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        (["--out={tmp}/a.nonsense"], "must end in"), (["--out={tmp}/absent/a.png"], "there is no folder"),
+        (["--gif={tmp}/a.png"], "must end in .gif"), (["--npz={tmp}/a.zip"], "must end in .npz"),
+        (["--num=0"], "num"), (["--seed=-1"], "seed"), (["--run={tmp}"], "no run folder"), (["--nun=3"], "--nun=3"),
+    ],
+)
+def test_mistakes_in_sampling(words, message, trained, run_script, tmp_path):
+    words = [word.format(tmp=tmp_path) for word in words]
+    status, _, err = run_script("sample", "--run", trained, "--out", tmp_path / "a.png", *words)
+    assert status == 2 and message in err and err.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_forward_process(run_script, tmp_path):
+    status, _, err = run_script("plot_forward", "--out", tmp_path / "f.png", "--diffusion.scale_betas=false")
+    assert status == 0, err
+    assert Image.open(tmp_path / "f.png").width > 1000
+    for words, message in ((["--steps=[200]"], "from 0 to 199"), (["--image", tmp_path / "no.jpg"], "no.jpg")):
+        status, _, err = run_script("plot_forward", "--out", tmp_path / "g.png", *words)
+        assert status == 2 and message in err and not (tmp_path / "g.png").exists()
+
+
+def test_every_command_has_help(run_script):
+    for script in (ROOT / "scripts").glob("*.py"):
+        status, out, _ = run_script(script.stem, "--help")
+        assert status == 0 and f"python scripts/{script.name}" in out
+
+
+def test_shell_commands_can_be_run():
+    for script in (ROOT / "scripts/demo.sh", ROOT / "scripts/test.sh", ROOT / ".ci/run"):
+        assert script.stat().st_mode & stat.S_IXUSR
+        subprocess.run(["bash", "-n", str(script)], check=True)
+
+
+def test_a_machine_without_a_fitting_python(tmp_path):
+    """environment.sh on a machine whose only Python is 3.13."""
+    (tmp_path / "bin").mkdir()
+    fake = tmp_path / "bin" / "python3"
+    fake.write_text("#!/bin/sh\nexit 1\n")  # what the check of the version answers
+    fake.chmod(0o755)
+    (tmp_path / "bin" / "cat").symlink_to("/bin/cat")
+    result = subprocess.run(
+        ["/bin/bash", "-c", f". {ROOT}/scripts/environment.sh requirements.txt"],
+        cwd=tmp_path, env={"PATH": str(tmp_path / "bin")}, capture_output=True, text=True,
+    )
+    assert result.returncode == 2 and "no Python 3.9 to 3.12 here" in result.stderr
+    assert result.stderr.count("\n") == 1 and not (tmp_path / ".venv").exists()
+
+
+@pytest.mark.slow
+def test_the_demo_makes_digits(tmp_path):
+    """bash scripts/demo.sh: at most ten minutes on two cores, at least 8 of the 10 digits among 100 samples."""
+    run = tmp_path / "demo"
+    result = subprocess.run(["bash", str(ROOT / "scripts/demo.sh"), str(run)], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    found = int(result.stdout.split(" of 10 digits found")[0].split()[-1])
+    assert found >= 8
+    for name in ("samples.png", "denoise.gif", "loss.png"):
+        assert str(run / name) in result.stdout and (run / name).stat().st_size > 1000

@@ -1,0 +1,71 @@
+import json
+
+import numpy as np
+import pytest
+from PIL import Image, ImageSequence
+
+from ms_diffusion import visualize
+from ms_diffusion.errors import UserError
+
+
+def test_grid_puts_every_pixel_in_its_place():
+    images = np.arange(5 * 4, dtype=np.uint8).reshape(5, 1, 2, 2)
+    grid = np.asarray(visualize.make_grid(images, columns=3, cell=5))  # enlarged by 2, padded by 2
+    assert grid.shape == (2 + 2 * 6, 2 + 3 * 6)
+    for index, image in enumerate(images):
+        top, left = 2 + index // 3 * 6, 2 + index % 3 * 6
+        assert np.array_equal(grid[top : top + 4, left : left + 4], image[0].repeat(2, 0).repeat(2, 1))
+    assert np.all(grid[8:12, 14:18] == 255), "the place of a sixth image is blank"
+
+
+def test_grid_is_nearly_square_and_keeps_colour():
+    images = np.zeros((10, 3, 60, 60), np.uint8)
+    images[:, 0] = 200
+    grid = visualize.make_grid(images)
+    assert grid.mode == "RGB" and grid.size == (2 + 4 * 62, 2 + 3 * 62)
+    assert grid.getpixel((5, 5)) == (200, 0, 0)
+
+
+@pytest.mark.parametrize("timesteps", [2, 37, 50, 200, 1000])
+def test_frame_steps(timesteps):
+    steps = visualize.frame_steps(timesteps)
+    assert steps[0] == 0 and steps[-1] == timesteps - 1 and len(steps) == min(50, timesteps)
+
+
+def test_gif_holds_every_frame(tmp_path):
+    pictures = [visualize.make_grid(np.full((1, 1, 8, 8), value, np.uint8)) for value in (0, 90, 180)]
+    visualize.save_gif(pictures, tmp_path / "a.gif")
+    with Image.open(tmp_path / "a.gif") as gif:
+        frames = [(f.convert("L").getpixel((9, 9)), f.info["duration"]) for f in ImageSequence.Iterator(gif)]
+        assert gif.info["loop"] == 0
+    assert frames == [(0, 60), (90, 60), (180, 1500)]
+
+
+def test_pictures_that_cannot_be_written(tmp_path):
+    picture = visualize.make_grid(np.zeros((1, 1, 8, 8), np.uint8))
+    for path in (tmp_path / "absent" / "a.png", tmp_path / "a.nonsense"):
+        with pytest.raises(UserError, match="cannot write the picture"):
+            visualize.save_picture(picture, path)
+    with pytest.raises(UserError, match="cannot write the GIF"):
+        visualize.save_gif([picture], tmp_path / "absent" / "a.gif")
+
+
+def test_suffixes():
+    assert {".png", ".jpg", ".gif"} <= set(visualize.picture_suffixes())
+
+
+def test_loss_curve_leaves_out_skipped_lines(tmp_path):
+    lines = [{"step": step, "loss": loss, "lr": 0.1} for step, loss in ((1, 1.0), (2, None), (3, 0.5))]
+    (tmp_path / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    visualize.plot_loss(tmp_path / "metrics.jsonl", tmp_path / "loss.png")
+    with Image.open(tmp_path / "loss.png") as picture:
+        pixels = np.asarray(picture.convert("RGB")).astype(int)
+    blue = (pixels[..., 2] - pixels[..., 0] > 100).sum()
+    assert blue > 100, "the curve is not there"
+
+
+def test_forward_figure(tmp_path):
+    image = np.asarray(Image.open(visualize.photograph()).resize((32, 32))).transpose(2, 0, 1)
+    visualize.plot_forward([image, image], [0], tmp_path / "forward.png")
+    with Image.open(tmp_path / "forward.png") as picture:
+        assert picture.width > 1.5 * picture.height
