@@ -8,7 +8,6 @@ if not (3, 9) <= sys.version_info[:2] <= (3, 12):
         f"{sys.version_info[0]}.{sys.version_info[1]}"
     )
 
-# runtime comes first: its environment setting must precede MindSpore.
 from ms_diffusion import runtime
 from ms_diffusion.checkpoint import load_run
 from ms_diffusion.config import Config

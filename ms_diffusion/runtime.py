@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import ctypes
-import os
 import platform
 import re
 import sys
 import warnings
 from pathlib import Path
 
-# libgomp reads this once, when it is loaded: with two cores, threads that spin between operators take the processor
-# from the operator that runs (median train step 1481 ms spinning, 1114 ms passive; README, "Speed").
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-
 import mindspore as ms
+from mindspore import Tensor
 
 from ms_diffusion.config import RuntimeConfig
 from ms_diffusion.errors import UserError
@@ -56,6 +52,16 @@ def setup(config: RuntimeConfig) -> str:
         # Without this, short operators in PyNative wait for whole 4 ms ticks of the launch threads.
         ms.runtime.launch_blocking()
     return device
+
+
+def finish(outputs: tuple[Tensor, ...]) -> None:
+    """On a CPU, wait for `outputs`; elsewhere return at once, so that the host prepares the next step meanwhile.
+
+    Steps that queue up on a CPU fight for its cores: they took more than twice as long (README, "Speed").
+    """
+    if _SETUP["device"] == "CPU":
+        for output in outputs:
+            output.asnumpy()
 
 
 def _choose(device: str) -> str:

@@ -14,7 +14,7 @@ from mindspore import Parameter, Tensor, nn, ops
 from mindspore.amp import DynamicLossScaler
 from tqdm import tqdm
 
-from ms_diffusion import checkpoint, randomness, visualize
+from ms_diffusion import checkpoint, randomness, runtime, visualize
 from ms_diffusion.config import Config, TrainConfig
 from ms_diffusion.data import ImageDataset, to_uint8
 from ms_diffusion.diffusion import GaussianDiffusion, build_diffusion
@@ -142,7 +142,9 @@ def train(config: Config, dataset: ImageDataset, folder: Path, resume: bool = Fa
         for done in range(start + 1, options.steps + 1):
             last = done == options.steps
             began = time.perf_counter()
-            window.append(train_step(*map(Tensor, draw_batch(dataset, config, done - 1))))
+            outputs = train_step(*map(Tensor, draw_batch(dataset, config, done - 1)))
+            runtime.finish(outputs)
+            window.append(outputs)
             if done % options.log_every == 0 or last:
                 line = _summary(window, done, loss_scaler)  # waits for the device
                 line["lr"] = float(rates[max(int(optimizer.global_step.asnumpy()[0]) - 1, 0)])

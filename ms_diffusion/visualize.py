@@ -22,20 +22,21 @@ def to_picture(image: np.ndarray) -> Image.Image:
 def make_grid(images: np.ndarray, columns: Optional[int] = None, cell: int = 56) -> Image.Image:
     """Tile uint8 images (N, C, H, W) row by row, nearly square unless `columns` is given.
 
-    Small images are enlarged by a whole factor, to `cell` pixels or a little less, so that single pixels stay square.
+    Small images are enlarged by a whole factor, bicubic, to `cell` pixels or a little less: the eye does not read
+    shapes from eight square pixels. Nothing is shrunk.
     """
     count, channels, height, width = images.shape
     columns = columns or int(np.ceil(np.sqrt(count)))
-    rows = -(-count // columns)
-    factor = max(1, cell // max(height, width))
-    pad = 2
+    factor, pad = max(1, cell // max(height, width)), 2
     height, width = height * factor, width * factor
-    canvas = np.full((channels, rows * (height + pad) + pad, columns * (width + pad) + pad), 255, np.uint8)
-    for index, image in enumerate(images.repeat(factor, axis=2).repeat(factor, axis=3)):
-        top = pad + index // columns * (height + pad)
-        left = pad + index % columns * (width + pad)
-        canvas[:, top : top + height, left : left + width] = image
-    return to_picture(canvas)
+    size = (columns * (width + pad) + pad, -(-count // columns) * (height + pad) + pad)
+    canvas = Image.new("L" if channels == 1 else "RGB", size, "white")
+    for index, image in enumerate(images):
+        picture = to_picture(image)
+        if factor > 1:
+            picture = picture.resize((width, height), Image.Resampling.BICUBIC)
+        canvas.paste(picture, (pad + index % columns * (width + pad), pad + index // columns * (height + pad)))
+    return canvas
 
 
 def picture_suffixes() -> list[str]:
@@ -75,13 +76,22 @@ def frame_steps(timesteps: int, frames: int = 50) -> list[int]:
     return sorted({round(step) for step in np.linspace(0, timesteps - 1, min(frames, timesteps))})
 
 
-def plot_loss(metrics: PathLike, path: PathLike) -> None:
-    """Draw loss and learning rate over the steps of a metrics.jsonl file."""
+def plot_loss(metrics: PathLike, path: PathLike, reference: Optional[PathLike] = None) -> None:
+    """Draw loss and learning rate over the steps of a metrics.jsonl file.
+
+    `reference` is a JSON file with "steps", "loss" and "source": points of another run, drawn beside the curve as far
+    as it goes.
+    """
     lines = [json.loads(line) for line in Path(metrics).read_text().splitlines()]
     lines = [line for line in lines if line["loss"] is not None]  # null: every step was skipped
     steps = [line["step"] for line in lines]
     figure, axis = _figure(7, 4)
-    axis.plot(steps, [line["loss"] for line in lines], color="tab:blue", linewidth=1)
+    axis.plot(steps, [line["loss"] for line in lines], color="tab:blue", linewidth=1, label="this run")
+    if reference is not None:
+        points = json.loads(Path(reference).read_text())
+        shown = [(step, loss) for step, loss in zip(points["steps"], points["loss"]) if step <= steps[-1]]
+        axis.scatter(*zip(*shown), color="tab:red", zorder=3, label=points["source"])
+        axis.legend()
     axis.set(xlabel="step", ylabel="loss", yscale="log")
     axis.grid(alpha=0.3, which="both")
     rate = axis.twinx()

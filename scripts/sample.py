@@ -24,7 +24,7 @@ def main() -> None:
     parser.add_argument("--seed", type=NonNegativeInt, default=0, help="the same seed gives the same images")
     parser.add_argument("--batch_size", type=PositiveInt, default=64, help="images at a time; changes no image")
     parser.add_argument("--out", type=str, default="samples.png", help="picture of all images, by its name's format")
-    parser.add_argument("--gif", type=Optional[str], default=None, help="animation of the first batch being denoised")
+    parser.add_argument("--gif", type=Optional[str], default=None, help="animation of up to 25 images being denoised")
     parser.add_argument(
         "--npz", type=Optional[str], default=None,
         help="arrays: samples, float32 (N, C, H, W) as sampled, and images, uint8 (N, H, W, C)",
@@ -50,7 +50,7 @@ def main() -> None:
     visualize.save_picture(visualize.make_grid(images), options.out)
     print(f"{options.num} images after {run.step} training steps: {Path(options.out)}")
     if options.gif:
-        visualize.save_gif([visualize.make_grid(to_uint8(frame)) for frame in frames], options.gif)
+        visualize.save_gif([visualize.make_grid(to_uint8(frame[:25])) for frame in frames], options.gif)
         print(f"denoising: {options.gif}")
     if options.npz:
         np.savez(options.npz, samples=samples, images=images.transpose(0, 2, 3, 1))

@@ -1,4 +1,3 @@
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -61,18 +60,6 @@ def test_slow_convolutions_are_warned_of():
 def test_the_pinned_version_warns_of_nothing(recwarn):
     runtime._warn_of_slow_convolutions("2.8.0")
     assert not recwarn.list
-
-
-@pytest.mark.parametrize("setting, expected", [(None, "PASSIVE"), ("active", "ACTIVE")])
-def test_threads_wait_passively_unless_the_user_says_otherwise(setting, expected):
-    """libgomp itself, asked to show its settings, has seen ours before it was loaded."""
-    environment = {key: value for key, value in os.environ.items() if key != "OMP_WAIT_POLICY"}
-    environment["OMP_DISPLAY_ENV"] = "true"
-    if setting:
-        environment["OMP_WAIT_POLICY"] = setting
-    command = [sys.executable, "-c", "import ms_diffusion"]
-    result = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
-    assert f"OMP_WAIT_POLICY = '{expected}'" in result.stderr
 
 
 @pytest.mark.parametrize("version", [(3, 8), (3, 13)])

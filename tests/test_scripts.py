@@ -158,6 +158,16 @@ def test_forward_process(run_script, tmp_path):
         assert status == 2 and message in err and not (tmp_path / "g.png").exists()
 
 
+def test_loss_curve(trained, run_script, tmp_path):
+    words = ["--run", trained, "--out", tmp_path / "loss.png"]
+    reference = ROOT / "docs" / "tutorial_loss.json"
+    assert run_script("plot_loss", *words, "--reference", reference)[0] == 0
+    assert (tmp_path / "loss.png").stat().st_size > 1000
+    for wrong, message in ((["--run", tmp_path], "no metrics.jsonl"), (["--reference", tmp_path], "cannot draw")):
+        status, _, err = run_script("plot_loss", *words, *wrong)
+        assert status == 2 and message in err and err.count("\n") == 1
+
+
 def test_every_command_has_help(run_script):
     for script in (ROOT / "scripts").glob("*.py"):
         status, out, _ = run_script(script.stem, "--help")

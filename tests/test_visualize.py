@@ -9,13 +9,20 @@ from ms_diffusion.errors import UserError
 
 
 def test_grid_puts_every_pixel_in_its_place():
-    images = np.arange(5 * 4, dtype=np.uint8).reshape(5, 1, 2, 2)
-    grid = np.asarray(visualize.make_grid(images, columns=3, cell=5))  # enlarged by 2, padded by 2
-    assert grid.shape == (2 + 2 * 6, 2 + 3 * 6)
+    images = np.arange(5 * 6, dtype=np.uint8).reshape(5, 1, 2, 3)
+    grid = np.asarray(visualize.make_grid(images, columns=3, cell=5))  # too small to be enlarged
+    assert grid.shape == (2 + 2 * 4, 2 + 3 * 5)
     for index, image in enumerate(images):
-        top, left = 2 + index // 3 * 6, 2 + index % 3 * 6
-        assert np.array_equal(grid[top : top + 4, left : left + 4], image[0].repeat(2, 0).repeat(2, 1))
-    assert np.all(grid[8:12, 14:18] == 255), "the place of a sixth image is blank"
+        top, left = 2 + index // 3 * 4, 2 + index % 3 * 5
+        assert np.array_equal(grid[top : top + 2, left : left + 3], image[0])
+    assert np.all(grid[6:8, 12:15] == 255), "the place of a sixth image is blank"
+
+
+def test_grid_enlarges_by_a_whole_factor():
+    images = np.array([10, 200], np.uint8).reshape(2, 1, 1, 1) * np.ones((1, 1, 4, 4), np.uint8)
+    grid = np.asarray(visualize.make_grid(images, cell=15))
+    assert grid.shape == (2 + 14, 2 + 2 * 14)
+    assert np.all(grid[2:14, 2:14] == 10) and np.all(grid[2:14, 16:28] == 200)
 
 
 def test_grid_is_nearly_square_and_keeps_colour():
@@ -62,6 +69,16 @@ def test_loss_curve_leaves_out_skipped_lines(tmp_path):
         pixels = np.asarray(picture.convert("RGB")).astype(int)
     blue = (pixels[..., 2] - pixels[..., 0] > 100).sum()
     assert blue > 100, "the curve is not there"
+
+
+def test_loss_curve_beside_a_reference(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text("\n".join(json.dumps({"step": s, "loss": 0.5, "lr": 0.1}) for s in (1, 9)))
+    (tmp_path / "other.json").write_text(json.dumps({"source": "other", "steps": [0, 5, 99], "loss": [1, 0.7, 0.1]}))
+    visualize.plot_loss(tmp_path / "metrics.jsonl", tmp_path / "loss.png", tmp_path / "other.json")
+    with Image.open(tmp_path / "loss.png") as picture:
+        pixels = np.asarray(picture.convert("RGB")).astype(int)
+    red = (pixels[..., 0] - pixels[..., 2] > 120).sum()
+    assert red > 100, "the other run's points are not there"
 
 
 def test_forward_figure(tmp_path):
