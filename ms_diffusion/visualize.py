@@ -91,12 +91,12 @@ def plot_loss(metrics: PathLike, path: PathLike, reference: Optional[PathLike] =
         points = json.loads(Path(reference).read_text())
         shown = [(step, loss) for step, loss in zip(points["steps"], points["loss"]) if step <= steps[-1]]
         axis.scatter(*zip(*shown), color="tab:red", zorder=3, label=points["source"])
-        axis.legend()
+        axis.legend(loc="upper right", fontsize="small")
     axis.set(xlabel="step", ylabel="loss", yscale="log")
     axis.grid(alpha=0.3, which="both")
     rate = axis.twinx()
     rate.plot(steps, [line["lr"] for line in lines], color="tab:gray", linewidth=1, linestyle="--")
-    rate.set_ylabel("learning rate (dashed)")
+    rate.set(ylabel="learning rate (dashed)", ylim=(0, 1.1 * max(line["lr"] for line in lines)))
     figure.tight_layout()
     figure.savefig(path, dpi=120)
 

@@ -119,6 +119,15 @@ def test_the_optimizer_follows_the_learning_rates():
         before = after
 
 
+def test_adam_adds_eps_before_the_bias_correction():
+    """MindSpore's Adam is not PyTorch's where gradients are as small as eps: the README's table says so."""
+    cell = nn.Cell()
+    cell.p = Parameter(Tensor(np.zeros(1), ms.float32), name="p")
+    make_optimizer(cell, TrainConfig(steps=2, lr=1.0, adam_eps=1e-8))((Tensor([1e-8], ms.float32),))
+    root = np.sqrt(1 - BETA2)
+    assert -float(cell.p.asnumpy()[0]) == pytest.approx(root / (root + 1), rel=1e-4)  # PyTorch's is 1 / (1 + 1)
+
+
 SMALL = Config(
     model=ModelConfig(dim=8, dim_mults=(1,), convnext_mult=1),
     diffusion=DiffusionConfig(timesteps=30),

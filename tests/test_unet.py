@@ -121,8 +121,9 @@ def test_weights_are_pytorchs_default_uniform():
 
 
 def test_weights_follow_from_the_generator_alone():
-    weights = [network().init_conv.weight.asnumpy() for _ in range(2)]
-    assert np.array_equal(*weights)
+    first, second = ([p.asnumpy() for p in network().get_parameters()] for _ in range(2))
+    assert all(np.array_equal(a, b) for a, b in zip(first, second))
+    assert all(np.abs(value).max() > 0 for value, p in zip(first, network().get_parameters()) if "bias" in p.name)
 
 
 def test_gradient_is_the_slope_of_the_loss(jit):
