@@ -14,6 +14,7 @@ from ms_diffusion.config import Config
 from ms_diffusion.diffusion import GaussianDiffusion
 from ms_diffusion.errors import UserError
 from ms_diffusion.unet import Unet
+from ms_diffusion.weight_files import load_model
 
 __version__ = "0.1.0"
-__all__ = ["Config", "GaussianDiffusion", "Unet", "UserError", "load_run", "runtime"]
+__all__ = ["Config", "GaussianDiffusion", "Unet", "UserError", "load_model", "load_run", "runtime"]

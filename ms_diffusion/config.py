@@ -62,7 +62,9 @@ class ModelConfig:
     """The exact GELU is PyTorch's default; the tanh form is MindSpore's, so the tutorial's."""
     scale_values: bool = False
     """Divide the values of linear attention by height * width, as the tutorial does and the baseline does not."""
-    attention_norm: Literal["group", "layer"] = "group"
+    norm: Literal["group", "layer", "layer_bias"] = "group"
+    """Norm in ConvNeXt blocks and before attention: GroupNorm(1), or over channels with gain only or gain and bias."""
+    attention_norm: Literal["group", "layer", "layer_bias"] = "group"
     """Norm after linear attention: the baseline's GroupNorm(1), or the tutorial's gain-only norm over channels."""
 
     def __post_init__(self) -> None:

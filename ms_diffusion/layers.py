@@ -36,6 +36,11 @@ def group_norm(groups: int, dim: int) -> nn.GroupNorm:
     )
 
 
+def make_norm(kind: str, dim: int) -> nn.Cell:
+    """GroupNorm of one group ("group"), or `LayerNorm` without ("layer") or with a bias ("layer_bias")."""
+    return group_norm(1, dim) if kind == "group" else LayerNorm(dim, bias=kind == "layer_bias")
+
+
 def gelu(form: str) -> nn.GELU:
     """GELU, exact ("erf") or by tanh ("tanh"); Hendrycks and Gimpel 2016."""
     return nn.GELU(approximate=form == "tanh")
@@ -132,7 +137,8 @@ class ConvNextBlock(nn.Cell):
 
     def __init__(
         self, dim: int, dim_out: int, *, time_emb_dim: Optional[int] = None, mult: int = ModelConfig.convnext_mult,
-        norm: bool = True, conv_bias: bool = ModelConfig.conv_bias, gelu_form: str = ModelConfig.gelu,
+        norm: bool = True, norm_kind: str = ModelConfig.norm, conv_bias: bool = ModelConfig.conv_bias,
+        gelu_form: str = ModelConfig.gelu,
     ) -> None:
         super().__init__()
         self.mlp = None
@@ -140,10 +146,10 @@ class ConvNextBlock(nn.Cell):
             self.mlp = nn.SequentialCell([gelu(gelu_form), dense(time_emb_dim, dim)])
         self.ds_conv = conv2d(dim, dim, 7, bias=conv_bias, group=dim)
         self.net = nn.SequentialCell([
-            group_norm(1, dim) if norm else nn.Identity(),
+            make_norm(norm_kind, dim) if norm else nn.Identity(),
             conv2d(dim, dim_out * mult, 3, bias=conv_bias),
             gelu(gelu_form),
-            group_norm(1, dim_out * mult),
+            make_norm(norm_kind, dim_out * mult),
             conv2d(dim_out * mult, dim_out, 3, bias=conv_bias),
         ])
         self.res_conv = conv2d(dim, dim_out, 1, bias=conv_bias) if dim != dim_out else nn.Identity()
@@ -158,27 +164,29 @@ class ConvNextBlock(nn.Cell):
 
 
 class LayerNorm(nn.Cell):
-    """Normalise each pixel over its channels, with a gain g and no bias; biased variance."""
+    """Normalise each pixel over its channels, with a gain g and, if `bias`, a bias b; biased variance."""
 
-    def __init__(self, dim: int, eps: float = 1e-5) -> None:
+    def __init__(self, dim: int, bias: bool = False, eps: float = 1e-5) -> None:
         super().__init__()
         self.eps = eps
         self.g = Parameter(Tensor(np.ones((1, dim, 1, 1)), mstype.float32), name="g")
+        self.b = Parameter(Tensor(np.zeros((1, dim, 1, 1)), mstype.float32), name="b") if bias else None
 
     def construct(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C, H, W)."""
         centred = x - ops.mean(x, 1, True)
         variance = ops.mean(ops.square(centred), 1, True)
-        return centred * ops.rsqrt(variance + self.eps) * self.g
+        x = centred * ops.rsqrt(variance + self.eps) * self.g
+        return x if self.b is None else x + self.b
 
 
 class PreNorm(nn.Cell):
-    """fn(GroupNorm(x)), with one group."""
+    """fn(norm(x)); `norm` is one of `make_norm`'s."""
 
-    def __init__(self, dim: int, fn: nn.Cell) -> None:
+    def __init__(self, dim: int, fn: nn.Cell, norm: str = ModelConfig.norm) -> None:
         super().__init__()
         self.fn = fn
-        self.norm = group_norm(1, dim)
+        self.norm = make_norm(norm, dim)
 
     def construct(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C, H, W)."""
@@ -210,7 +218,7 @@ class Attention(nn.Cell):
 class LinearAttention(nn.Cell):
     """Attention whose cost grows linearly with the pixels; Shen et al. 2018 (Efficient Attention), eq. 4.
 
-    `scale_values` divides v by height * width; `norm` is "group" (GroupNorm of one group) or "layer" (`LayerNorm`).
+    `scale_values` divides v by height * width; `norm` is one of `make_norm`'s.
     """
 
     def __init__(
@@ -224,7 +232,7 @@ class LinearAttention(nn.Cell):
         self.to_qkv = conv2d(dim, heads * dim_head * 3, 1, bias=False)
         self.to_out = nn.SequentialCell([
             conv2d(heads * dim_head, dim, 1, bias=True),
-            LayerNorm(dim) if norm == "layer" else group_norm(1, dim),
+            make_norm(norm, dim),
         ])
         self.matmul_at = ops.BatchMatMul(transpose_a=True, transpose_b=False)
         self.matmul_bt = ops.BatchMatMul(transpose_a=False, transpose_b=True)

@@ -45,14 +45,15 @@ class Unet(nn.Cell):
         time_dim = dim * 4 if config.with_time_emb else None
         if config.block == "convnext":
             block = partial(
-                ConvNextBlock, mult=config.convnext_mult, conv_bias=config.conv_bias, gelu_form=config.gelu
+                ConvNextBlock, mult=config.convnext_mult, norm_kind=config.norm, conv_bias=config.conv_bias,
+                gelu_form=config.gelu,
             )
         else:
             block = partial(ResnetBlock, groups=config.resnet_groups, conv_bias=config.conv_bias)
 
         def linear_attention(width: int) -> nn.Cell:
             attention = LinearAttention(width, scale_values=config.scale_values, norm=config.attention_norm)
-            return Residual(PreNorm(width, attention))
+            return Residual(PreNorm(width, attention, config.norm))
 
         init_dim = dim // 3 * 2 if config.init_dim is None else config.init_dim
         widths = [init_dim, *(dim * mult for mult in config.dim_mults)]
@@ -77,7 +78,7 @@ class Unet(nn.Cell):
         self.downs = nn.CellList(downs)
 
         self.mid_block1 = block(widths[-1], widths[-1], time_emb_dim=time_dim)
-        self.mid_attn = Residual(PreNorm(widths[-1], Attention(widths[-1])))
+        self.mid_attn = Residual(PreNorm(widths[-1], Attention(widths[-1]), config.norm))
         self.mid_block2 = block(widths[-1], widths[-1], time_emb_dim=time_dim)
 
         # One stage fewer than on the way down, each ending in an upsampling: the first skip is never read.
