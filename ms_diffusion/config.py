@@ -65,7 +65,7 @@ class ModelConfig:
     norm: Literal["group", "layer", "layer_bias"] = "group"
     """Norm in ConvNeXt blocks and before attention: GroupNorm(1), or over channels with gain only or gain and bias."""
     attention_norm: Literal["group", "layer", "layer_bias"] = "group"
-    """Norm after linear attention: the baseline's GroupNorm(1), or the tutorial's gain-only norm over channels."""
+    """Norm after linear attention: the baseline's group, the tutorial's layer, or the post's first form, layer_bias."""
 
     def __post_init__(self) -> None:
         _require_choices("model", self)

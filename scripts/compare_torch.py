@@ -16,7 +16,7 @@ from typing import Optional
 
 from jsonargparse.typing import PositiveFloat, PositiveInt
 
-from ms_diffusion import checkpoint, config, randomness, runtime
+from ms_diffusion import checkpoint, comparison_report, config, randomness, runtime
 from ms_diffusion.data import make_dataset
 from ms_diffusion.errors import UserError, exit_on_user_error
 from ms_diffusion.unet import build_unet, init_weights
@@ -51,9 +51,10 @@ def main() -> None:
     if options.run is not None:
         if options.config:
             raise UserError("--run brings its own configuration: leave --config out")
+        checkpoint.read_config(options.run)
         options = parser.parse_args([f"--config={options.run}/config.yaml", *sys.argv[1:]])
     settings = config.from_namespace(parser, options)
-    with comparison.new_folder(Path(options.out), options.overwrite) as folder:
+    with comparison_report.new_folder(Path(options.out), options.overwrite) as folder:
         device = runtime.setup(settings.runtime)
         if options.run is None:
             model = build_unet(settings.model)
@@ -72,10 +73,10 @@ def main() -> None:
             sampling_steps=options.sampling_steps, tolerance=options.tolerance,
         )
         about = comparison.about_this_machine(settings, shlex.join([Path(sys.executable).name, *sys.argv]), source)
-        comparison.write_report(result, folder, settings, about)
-    print(comparison.to_table(result))
+        comparison_report.write_report(result, folder, settings, about)
+    print(comparison_report.to_table(result))
     print(f"report: {Path(options.out) / 'report.md'}")
-    print(comparison.verdict(result))
+    print(comparison_report.verdict(result))
     if not result.passed:
         sys.exit(1)
 

@@ -10,7 +10,8 @@ import pytest
 from mindspore import nn, ops
 from PIL import Image
 
-from ms_diffusion import layers
+from ms_diffusion import layers, training
+from ms_diffusion.comparison_report import TOLERANCES, Comparison, Row, measure, verdict
 from ms_diffusion.config import TUTORIAL, Config, DataConfig, DiffusionConfig, ModelConfig, RuntimeConfig, TrainConfig
 from ms_diffusion.data import ImageDataset
 from ms_diffusion.errors import UserError
@@ -20,19 +21,19 @@ from ms_diffusion.unet import Unet, build_unet, init_weights
 torch = pytest.importorskip("torch", reason="the comparison needs PyTorch: pip install torch==2.13.0 (CPU build)")
 
 from ms_diffusion import comparison  # noqa: E402
-from ms_diffusion.comparison import Comparison, Row, compare, measure, network_weights, verdict  # noqa: E402
+from ms_diffusion.comparison import compare, network_weights  # noqa: E402
 
 TINY = [
-    "--model.dim=8", "--model.dim_mults=[1]", "--model.convnext_mult=1", "--diffusion.schedule=cosine",
+    "--model.dim=4", "--model.dim_mults=[1]", "--model.convnext_mult=1", "--diffusion.schedule=cosine",
     "--train.batch_size=2", "--train.sample_num=2", "--runtime.device=CPU",
 ]
 SHORT = ["--steps=2", "--sampling_steps=3", "--runtime.mode=pynative"]
 
 
-def configuration(mode="pynative", **model):
+def configuration(mode="pynative", size=6, **model):
     return Config(
         model=ModelConfig(**{"dim": 8, "dim_mults": (1, 2), "convnext_mult": 1, **model}),
-        diffusion=DiffusionConfig(timesteps=30, schedule="cosine"), data=DataConfig(image_size=6),
+        diffusion=DiffusionConfig(timesteps=30, schedule="cosine"), data=DataConfig(image_size=size),
         train=TrainConfig(steps=20, batch_size=2, lr=1e-3, sample_num=2), runtime=RuntimeConfig(mode=mode),
     )
 
@@ -128,7 +129,7 @@ def test_our_network_is_pytorchs(block, preset):
     config = configuration(block=block, **preset)
     result = compare(build_unet(config.model), first_weights(config), config, dataset(config), steps=3,
                      sampling_steps=5)
-    assert checks(result) == list(comparison.TOLERANCES), "every check, in order"
+    assert checks(result) == list(TOLERANCES), "every check, in order"
     assert result.passed, verdict(result)
     used = {row.check: row.used for row, _, _ in result.summary()}
     assert max(used.values()) < 0.5, "as good as float32 allows, not just within"
@@ -140,7 +141,7 @@ def test_our_network_is_pytorchs(block, preset):
 
 def test_graph_mode_without_time_and_with_groups_of_one_channel():
     """A bias before a norm of a single channel has no gradient at all: what rounding leaves of it is no error."""
-    config = configuration("graph", dim=4, dim_mults=(1,), block="resnet", with_time_emb=False)
+    config = configuration("graph", size=7, dim=4, dim_mults=(1,), block="resnet", with_time_emb=False)
     result = compare(build_unet(config.model), first_weights(config), config, dataset(config), steps=2,
                      sampling_steps=3)
     assert result.passed, verdict(result)
@@ -244,6 +245,27 @@ def test_an_altered_network_is_caught_and_the_layer_named(fault):
         ["ups.0.0.ds_conv.bias"] if fault == "bias" else [])
 
 
+@pytest.mark.parametrize(
+    "change, check",
+    [
+        ({"adam_eps": 1e-7}, "optimiser step"), ({"lr": 1.05e-3}, "optimiser step"),
+        ({"adam_beta1": 0.8}, "loss curve"), ({"beta_end": 0.0201}, "schedule tables"),
+    ],
+)
+def test_an_altered_training_or_process_is_caught(change, check, monkeypatch):
+    config = configuration(dim_mults=(1,))
+    config = dataclasses.replace(config, diffusion=DiffusionConfig(timesteps=30))
+    if check == "schedule tables":
+        build = comparison.build_diffusion
+        monkeypatch.setattr(comparison, "build_diffusion", lambda c: build(dataclasses.replace(c, **change)))
+    else:
+        make = training.make_optimizer
+        monkeypatch.setattr(training, "make_optimizer", lambda m, c: make(m, dataclasses.replace(c, **change)))
+    result = compare(build_unet(config.model), first_weights(config), config, dataset(config), steps=3,
+                     sampling_steps=30)
+    assert result.first_broken.check == check and "every layer passed" in verdict(result)
+
+
 def test_layers_that_only_one_network_has():
     config = configuration(dim_mults=(1,))
     model = build_unet(config.model)
@@ -280,7 +302,7 @@ def test_the_command_writes_its_report(run_script, tmp_path):
     for name in ("loss.png", "layers.png", "samples.png"):
         assert Image.open(out / name).width > 300
     report = json.loads((out / "report.json").read_text())
-    assert report["passed"] and [line["check"] for line in report["summary"]] == list(comparison.TOLERANCES)
+    assert report["passed"] and [line["check"] for line in report["summary"]] == list(TOLERANCES)
     assert report["about"]["mode"] == "graph" and report["about"]["torch"] == torch.__version__
     assert "compare_torch.py --out" in report["about"]["command"] and len(report["losses"]["ours"]) == 2
     text = (out / "report.md").read_text()
@@ -293,6 +315,8 @@ def test_the_command_writes_its_report(run_script, tmp_path):
     assert (out / "report.json").read_bytes() == before
     run = tmp_path / "run"
     assert run_script("train", "--out", run, *TINY, "--train.steps=5", "--runtime.mode=pynative")[0] == 0
+    status, _, stderr = run_script("compare_torch", "--run", run, "--out", tmp_path / "b", *SHORT, "--model.gelu=tanh")
+    assert status == 2 and "model.* is another" in stderr and not (tmp_path / "b").exists()
     status, stdout, _ = run_script("compare_torch", "--run", run, "--out", out, "--overwrite", *SHORT)
     assert status == 0 and f"{run} after 5 steps" in stdout
     assert json.loads((out / "report.json").read_text())["config"]["train"]["steps"] == 5
@@ -322,7 +346,7 @@ def test_without_pytorch(run_script, tmp_path, monkeypatch):
     [
         (["--steps=30", "--train.steps=20"], "--steps is 30, more than train.steps, 20"), (["--steps=0"], "steps"),
         (["--sampling_steps=20", "--diffusion.schedule=linear"], "--sampling_steps is 20: diffusion.timesteps is 20"),
-        (["--tolerance=0"], "tolerance"), (["--run={tmp}"], "config.yaml"), (["--model.dim=7"], "model.dim is 7"),
+        (["--tolerance=0"], "tolerance"), (["--run={tmp}"], "no run folder"), (["--model.dim=7"], "model.dim is 7"),
         (["--run={tmp}", "--config={tmp}/a.yaml"], "leave --config out"), (["--stepz=3"], "--stepz=3"),
         (["--out={tmp}/a.yaml/out"], "cannot write the folder"), (["--out={tmp}", "--overwrite"], "no report.json"),
         (["--out={tmp}/a.yaml"], "is not empty"),

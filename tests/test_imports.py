@@ -18,6 +18,7 @@ ARROWS = {
     "layers": {"config", "errors"},
     "diffusion": {"config", "schedules"},
     "visualize": {"errors"},
+    "comparison_report": {"config", "data", "errors", "visualize"},
     # floor 2
     "unet": {"config", "layers"},
     "samplers": {"diffusion", "randomness"},
@@ -33,12 +34,14 @@ ARROWS = {
         "visualize",
     },
     "comparison": {
-        "config", "data", "diffusion", "errors", "randomness", "runtime", "torch_bridge", "torch_twin", "training",
-        "visualize",
+        "comparison_report", "config", "data", "diffusion", "errors", "randomness", "runtime", "torch_bridge",
+        "torch_twin", "training",
     },
     "__init__": {"checkpoint", "config", "diffusion", "errors", "runtime", "unet", "weight_files"},
 }
-WITHOUT_MINDSPORE = {"errors", "config", "schedules", "randomness", "data", "visualize", "evaluation", "torch_twin"}
+WITHOUT_MINDSPORE = {
+    "errors", "config", "schedules", "randomness", "data", "visualize", "comparison_report", "evaluation", "torch_twin",
+}
 WITH_TORCH = {"torch_twin", "comparison"}
 WITH_TORCH_INSIDE_A_FUNCTION = {"weight_files"}
 
