@@ -1,6 +1,7 @@
 """The blocks of the network: NCHW float32 in, NCHW float32 out.
 
 Every MindSpore layer states its arguments, because the defaults differ from PyTorch's and are announced to change.
+Where there are native kernels (`native.operator`), they compute the same from the same parameters.
 """
 
 from __future__ import annotations
@@ -12,16 +13,31 @@ import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
 from mindspore import dtype as mstype
 
+from ms_diffusion import native
 from ms_diffusion.config import ModelConfig
 from ms_diffusion.errors import UserError
 
 
-def conv2d(dim: int, dim_out: int, kernel_size: int, *, bias: bool, stride: int = 1, group: int = 1) -> nn.Conv2d:
+class Conv2d(nn.Conv2d):
     """A convolution that keeps the size at stride 1 and halves it at stride 2 with kernel 4."""
-    return nn.Conv2d(
-        in_channels=dim, out_channels=dim_out, kernel_size=kernel_size, stride=stride, pad_mode="pad",
-        padding=(kernel_size - 1) // 2, dilation=1, group=group, has_bias=bias, data_format="NCHW",
-    )
+
+    def __init__(
+        self, dim: int, dim_out: int, kernel_size: int, *, bias: bool, stride: int = 1, group: int = 1
+    ) -> None:
+        super().__init__(
+            in_channels=dim, out_channels=dim_out, kernel_size=kernel_size, stride=stride, pad_mode="pad",
+            padding=(kernel_size - 1) // 2, dilation=1, group=group, has_bias=bias, data_format="NCHW",
+        )
+        kind = "depthwise" if group > 1 else "halving" if stride == 2 else "convolution"
+        self.native = native.operator(f"{kind}_bias" if bias else kind)
+
+    def construct(self, x: Tensor) -> Tensor:
+        """(B, dim, H, W) -> (B, dim_out, H / stride, W / stride)."""
+        if self.native is None or x.dtype != mstype.float32:
+            return super().construct(x)
+        if self.has_bias:
+            return self.native(x, self.weight, self.bias)
+        return self.native(x, self.weight)
 
 
 def dense(dim: int, dim_out: int) -> nn.Dense:
@@ -29,34 +45,77 @@ def dense(dim: int, dim_out: int) -> nn.Dense:
     return nn.Dense(in_channels=dim, out_channels=dim_out, has_bias=True, activation=None)
 
 
-def group_norm(groups: int, dim: int) -> nn.GroupNorm:
+class GroupNorm(nn.GroupNorm):
     """Group normalisation with gain and bias; biased variance; Wu and He 2018."""
-    return nn.GroupNorm(
-        num_groups=groups, num_channels=dim, eps=1e-5, affine=True, gamma_init="ones", beta_init="zeros"
-    )
+
+    def __init__(self, groups: int, dim: int) -> None:
+        super().__init__(
+            num_groups=groups, num_channels=dim, eps=1e-5, affine=True, gamma_init="ones", beta_init="zeros"
+        )
+        self.native = native.operator("group_norm")
+
+    def construct(self, x: Tensor) -> Tensor:
+        """(B, dim, H, W) -> (B, dim, H, W)."""
+        if self.native is None or x.dtype != mstype.float32:
+            return super().construct(x)
+        return self.native(x, self.gamma.reshape((self.num_groups, -1)), self.beta)[0]
 
 
 def make_norm(kind: str, dim: int) -> nn.Cell:
     """GroupNorm of one group ("group"), or `LayerNorm` without ("layer") or with a bias ("layer_bias")."""
-    return group_norm(1, dim) if kind == "group" else LayerNorm(dim, bias=kind == "layer_bias")
+    return GroupNorm(1, dim) if kind == "group" else LayerNorm(dim, bias=kind == "layer_bias")
 
 
-def gelu(form: str) -> nn.GELU:
+class GELU(nn.GELU):
     """GELU, exact ("erf") or by tanh ("tanh"); Hendrycks and Gimpel 2016."""
-    return nn.GELU(approximate=form == "tanh")
+
+    def __init__(self, form: str) -> None:
+        super().__init__(approximate=form == "tanh")
+        self.native = native.operator(f"gelu_{form}")
+
+    def construct(self, x: Tensor) -> Tensor:
+        """Element by element."""
+        if self.native is None or x.dtype != mstype.float32:
+            return super().construct(x)
+        return self.native(x)
 
 
-def Upsample(dim: int, conv_bias: bool = ModelConfig.conv_bias) -> nn.Conv2dTranspose:
+class SiLU(nn.SiLU):
+    """x sigmoid(x); Hendrycks and Gimpel 2016, Elfwing et al. 2017."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.native = native.operator("silu")
+
+    def construct(self, x: Tensor) -> Tensor:
+        """Element by element."""
+        if self.native is None or x.dtype != mstype.float32:
+            return super().construct(x)
+        return self.native(x)
+
+
+class Upsample(nn.Conv2dTranspose):
     """Double height and width by a transposed 4x4 convolution of stride 2."""
-    return nn.Conv2dTranspose(
-        in_channels=dim, out_channels=dim, kernel_size=4, stride=2, pad_mode="pad", padding=1, output_padding=0,
-        dilation=1, group=1, has_bias=conv_bias,
-    )
+
+    def __init__(self, dim: int, conv_bias: bool = ModelConfig.conv_bias) -> None:
+        super().__init__(
+            in_channels=dim, out_channels=dim, kernel_size=4, stride=2, pad_mode="pad", padding=1, output_padding=0,
+            dilation=1, group=1, has_bias=conv_bias,
+        )
+        self.native = native.operator("doubling_bias" if conv_bias else "doubling")
+
+    def construct(self, x: Tensor) -> Tensor:
+        """(B, dim, H, W) -> (B, dim, 2 H, 2 W)."""
+        if self.native is None or x.dtype != mstype.float32:
+            return super().construct(x)
+        if self.has_bias:
+            return self.native(x, self.weight, self.bias)
+        return self.native(x, self.weight)
 
 
-def Downsample(dim: int, conv_bias: bool = ModelConfig.conv_bias) -> nn.Conv2d:
+def Downsample(dim: int, conv_bias: bool = ModelConfig.conv_bias) -> Conv2d:
     """Halve height and width by a 4x4 convolution of stride 2."""
-    return conv2d(dim, dim, 4, stride=2, bias=conv_bias)
+    return Conv2d(dim, dim, 4, stride=2, bias=conv_bias)
 
 
 class Residual(nn.Cell):
@@ -95,9 +154,9 @@ class Block(nn.Cell):
 
     def __init__(self, dim: int, dim_out: int, groups: int = 1, conv_bias: bool = ModelConfig.conv_bias) -> None:
         super().__init__()
-        self.proj = conv2d(dim, dim_out, 3, bias=conv_bias)
-        self.norm = group_norm(groups, dim_out)
-        self.act = nn.SiLU()
+        self.proj = Conv2d(dim, dim_out, 3, bias=conv_bias)
+        self.norm = GroupNorm(groups, dim_out)
+        self.act = SiLU()
 
     def construct(self, x: Tensor, scale_shift: Optional[Tuple[Tensor, Tensor]] = None) -> Tensor:
         """(B, dim, H, W), and scale and shift each (B, dim_out, 1, 1) -> (B, dim_out, H, W)."""
@@ -118,10 +177,10 @@ class ResnetBlock(nn.Cell):
         super().__init__()
         self.mlp = None
         if time_emb_dim is not None:
-            self.mlp = nn.SequentialCell([nn.SiLU(), dense(time_emb_dim, dim_out)])
+            self.mlp = nn.SequentialCell([SiLU(), dense(time_emb_dim, dim_out)])
         self.block1 = Block(dim, dim_out, groups, conv_bias)
         self.block2 = Block(dim_out, dim_out, groups, conv_bias)
-        self.res_conv = conv2d(dim, dim_out, 1, bias=conv_bias) if dim != dim_out else nn.Identity()
+        self.res_conv = Conv2d(dim, dim_out, 1, bias=conv_bias) if dim != dim_out else nn.Identity()
 
     def construct(self, x: Tensor, time_emb: Optional[Tensor] = None) -> Tensor:
         """(B, dim, H, W), (B, time_emb_dim) -> (B, dim_out, H, W)."""
@@ -143,16 +202,16 @@ class ConvNextBlock(nn.Cell):
         super().__init__()
         self.mlp = None
         if time_emb_dim is not None:
-            self.mlp = nn.SequentialCell([gelu(gelu_form), dense(time_emb_dim, dim)])
-        self.ds_conv = conv2d(dim, dim, 7, bias=conv_bias, group=dim)
+            self.mlp = nn.SequentialCell([GELU(gelu_form), dense(time_emb_dim, dim)])
+        self.ds_conv = Conv2d(dim, dim, 7, bias=conv_bias, group=dim)
         self.net = nn.SequentialCell([
             make_norm(norm_kind, dim) if norm else nn.Identity(),
-            conv2d(dim, dim_out * mult, 3, bias=conv_bias),
-            gelu(gelu_form),
+            Conv2d(dim, dim_out * mult, 3, bias=conv_bias),
+            GELU(gelu_form),
             make_norm(norm_kind, dim_out * mult),
-            conv2d(dim_out * mult, dim_out, 3, bias=conv_bias),
+            Conv2d(dim_out * mult, dim_out, 3, bias=conv_bias),
         ])
-        self.res_conv = conv2d(dim, dim_out, 1, bias=conv_bias) if dim != dim_out else nn.Identity()
+        self.res_conv = Conv2d(dim, dim_out, 1, bias=conv_bias) if dim != dim_out else nn.Identity()
 
     def construct(self, x: Tensor, time_emb: Optional[Tensor] = None) -> Tensor:
         """(B, dim, H, W), (B, time_emb_dim) -> (B, dim_out, H, W)."""
@@ -171,12 +230,16 @@ class LayerNorm(nn.Cell):
         self.eps = eps
         self.g = Parameter(Tensor(np.ones((1, dim, 1, 1)), mstype.float32), name="g")
         self.b = Parameter(Tensor(np.zeros((1, dim, 1, 1)), mstype.float32), name="b") if bias else None
+        self.native = native.operator("layer_norm")
 
     def construct(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C, H, W)."""
-        centred = x - ops.mean(x, 1, True)
-        variance = ops.mean(ops.square(centred), 1, True)
-        x = centred * ops.rsqrt(variance + self.eps) * self.g
+        if self.native is None or x.dtype != mstype.float32:
+            centred = x - ops.mean(x, 1, True)
+            variance = ops.mean(ops.square(centred), 1, True)
+            x = centred * ops.rsqrt(variance + self.eps) * self.g
+        else:
+            x = self.native(x, self.g)[0]
         return x if self.b is None else x + self.b
 
 
@@ -200,18 +263,22 @@ class Attention(nn.Cell):
         super().__init__()
         self.heads = heads
         self.scale = dim_head**-0.5
-        self.to_qkv = conv2d(dim, heads * dim_head * 3, 1, bias=False)
-        self.to_out = conv2d(heads * dim_head, dim, 1, bias=True)
-        self.matmul = ops.BatchMatMul(transpose_a=False, transpose_b=False)
+        self.to_qkv = Conv2d(dim, heads * dim_head * 3, 1, bias=False)
+        self.to_out = Conv2d(heads * dim_head, dim, 1, bias=True)
+        self.native = native.operator("attention")
         self.matmul_at = ops.BatchMatMul(transpose_a=True, transpose_b=False)
         self.matmul_bt = ops.BatchMatMul(transpose_a=False, transpose_b=True)
 
     def construct(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C, H, W)."""
         b, _, h, w = x.shape
-        q, k, v = ops.chunk(self.to_qkv(x).reshape((b, 3 * self.heads, -1, h * w)), 3, axis=1)  # each (B, heads, d, N)
-        attention = ops.softmax(self.matmul_at(q * self.scale, k), -1)  # (B, heads, N, N)
-        out = self.matmul_bt(v, attention)  # (B, heads, d, N)
+        qkv = self.to_qkv(x).reshape((b, 3 * self.heads, -1, h * w))
+        if self.native is None or x.dtype != mstype.float32:
+            q, k, v = ops.chunk(qkv, 3, axis=1)  # each (B, heads, d, N)
+            attention = ops.softmax(self.matmul_at(q * self.scale, k), -1)  # (B, heads, N, N)
+            out = self.matmul_bt(v, attention)  # (B, heads, d, N)
+        else:
+            out = self.native(qkv, ops.full((1,), self.scale, dtype=mstype.float32))
         return self.to_out(out.reshape((b, -1, h, w)))
 
 
@@ -229,22 +296,25 @@ class LinearAttention(nn.Cell):
         self.heads = heads
         self.scale = dim_head**-0.5
         self.scale_values = scale_values
-        self.to_qkv = conv2d(dim, heads * dim_head * 3, 1, bias=False)
+        self.to_qkv = Conv2d(dim, heads * dim_head * 3, 1, bias=False)
         self.to_out = nn.SequentialCell([
-            conv2d(heads * dim_head, dim, 1, bias=True),
+            Conv2d(heads * dim_head, dim, 1, bias=True),
             make_norm(norm, dim),
         ])
+        self.native = native.operator("linear_attention")
         self.matmul_at = ops.BatchMatMul(transpose_a=True, transpose_b=False)
         self.matmul_bt = ops.BatchMatMul(transpose_a=False, transpose_b=True)
 
     def construct(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C, H, W)."""
         b, _, h, w = x.shape
-        q, k, v = ops.chunk(self.to_qkv(x).reshape((b, 3 * self.heads, -1, h * w)), 3, axis=1)  # each (B, heads, d, N)
-        q = ops.softmax(q, -2)
-        k = ops.softmax(k, -1)
+        qkv = self.to_qkv(x).reshape((b, 3 * self.heads, -1, h * w))
         # The scalings of q and v are applied to the small context: it is linear in both.
         scale = self.scale / (h * w) if self.scale_values else self.scale
-        context = self.matmul_bt(k, v) * scale  # (B, heads, d, d)
-        out = self.matmul_at(context, q)  # (B, heads, d, N)
+        if self.native is None or x.dtype != mstype.float32:
+            q, k, v = ops.chunk(qkv, 3, axis=1)  # each (B, heads, d, N)
+            context = self.matmul_bt(ops.softmax(k, -1), v) * scale  # (B, heads, d, d)
+            out = self.matmul_at(context, ops.softmax(q, -2))  # (B, heads, d, N)
+        else:
+            out = self.native(qkv, ops.full((1,), scale, dtype=mstype.float32))
         return self.to_out(out.reshape((b, -1, h, w)))

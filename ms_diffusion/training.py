@@ -14,7 +14,7 @@ from mindspore import Parameter, Tensor, nn, ops
 from mindspore.amp import DynamicLossScaler
 from tqdm import tqdm
 
-from ms_diffusion import checkpoint, randomness, runtime, visualize
+from ms_diffusion import checkpoint, native, randomness, runtime, visualize
 from ms_diffusion.config import Config, TrainConfig
 from ms_diffusion.data import ImageDataset, to_uint8
 from ms_diffusion.diffusion import GaussianDiffusion, build_diffusion
@@ -57,8 +57,9 @@ def make_train_step(
 ) -> TrainStep:
     """One step of Algorithm 1 on (x_start, t, noise), compiled if `jit`.
 
-    In order: forward, gradients of the scaled loss, unscale, all finite?, clip to the global norm, Adam, adjust the
-    scale. A step whose gradients overflow changes nothing but the scale. The loss returned is the unscaled one.
+    In order: forward, gradients of the scaled loss, their norm unscaled, finite?, clip to the global norm, Adam,
+    adjust the scale. A step whose gradients overflow changes nothing but the scale. The loss returned is the unscaled
+    one.
     """
 
     def forward(x_start: Tensor, t: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
@@ -66,14 +67,27 @@ def make_train_step(
         return loss_scaler.scale(loss), loss
 
     gradients_of = ms.value_and_grad(forward, grad_position=None, weights=optimizer.parameters, has_aux=True)
+    native_norm, native_adam = native.operator("global_norm"), native.operator("adam")
+    parameters, moment1, moment2 = optimizer.parameters, optimizer.moment1, optimizer.moment2
+    beta1_power, beta2_power, global_step = optimizer.beta1_power, optimizer.beta2_power, optimizer.global_step
+    constants = (optimizer.beta1, optimizer.beta2, optimizer.eps)
 
     def step(x_start: Tensor, t: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         (_, loss), gradients = gradients_of(x_start, t, noise)
-        gradients = loss_scaler.unscale(gradients)
-        norm = global_norm(gradients)
+        unscale = 1 / loss_scaler.scale_value
+        norm = (global_norm(gradients) if native_norm is None else native_norm(*gradients).reshape(())) * unscale
         finite = ops.isfinite(norm)  # of one number, as good as of all: any infinity or NaN makes the norm one
-        if finite:
-            optimizer(clip_to_norm(gradients, norm, max_grad_norm))
+        factor = unscale * clip_factor(norm, max_grad_norm)
+        if native_adam is not None:
+            factor = ops.select(finite, factor, norm)
+            state = (beta1_power, beta2_power, global_step)
+            made = native_adam(
+                *parameters, *moment1, *moment2, *gradients, factor, optimizer.get_lr(), *constants, *state
+            )
+            # The loss comes last: whoever fetches the first output sleeps until it is there, and spins for the others.
+            loss = ops.depend(loss, made)
+        elif finite:
+            optimizer(scaled(gradients, factor))
         loss_scaler.adjust(finite)
         return loss, norm, finite
 
@@ -88,15 +102,22 @@ def global_norm(gradients: tuple[Tensor, ...]) -> Tensor:
     return ops.sqrt(total)
 
 
-def clip_to_norm(gradients: tuple[Tensor, ...], norm: Tensor, max_norm: float) -> tuple[Tensor, ...]:
-    """`gradients` times min(1, max_norm / norm); unchanged where `max_norm` is 0. Pascanu et al. 2012, Algorithm 1."""
+def clip_factor(norm: Tensor, max_norm: float) -> Tensor:
+    """min(1, max_norm / norm), by which gradients of that norm are clipped; 1 where `max_norm` is 0.
+
+    Pascanu et al. 2012, Algorithm 1.
+    """
     if max_norm == 0:
-        return gradients
-    factor = max_norm / ops.clamp(norm, max_norm, None)
-    clipped = ()
+        return ops.ones_like(norm)
+    return max_norm / ops.clamp(norm, max_norm, None)
+
+
+def scaled(gradients: tuple[Tensor, ...], factor: Tensor) -> tuple[Tensor, ...]:
+    """Each of `gradients` times `factor`."""
+    result = ()
     for gradient in gradients:
-        clipped = (*clipped, gradient * factor)
-    return clipped
+        result = (*result, gradient * factor)
+    return result
 
 
 def draw_batch(

@@ -13,7 +13,9 @@ from mindspore import dtype as mstype
 
 from ms_diffusion.config import TUTORIAL, ModelConfig
 from ms_diffusion.layers import (
+    GELU,
     Attention,
+    Conv2d,
     ConvNextBlock,
     Downsample,
     LinearAttention,
@@ -22,9 +24,7 @@ from ms_diffusion.layers import (
     ResnetBlock,
     SinusoidalPositionEmbeddings,
     Upsample,
-    conv2d,
     dense,
-    gelu,
 )
 
 
@@ -59,11 +59,11 @@ class Unet(nn.Cell):
         widths = [init_dim, *(dim * mult for mult in config.dim_mults)]
         stages = list(zip(widths[:-1], widths[1:]))
 
-        self.init_conv = conv2d(config.channels, init_dim, 7, bias=True)
+        self.init_conv = Conv2d(config.channels, init_dim, 7, bias=True)
         self.time_mlp = None
         if time_dim is not None:
             self.time_mlp = nn.SequentialCell([
-                SinusoidalPositionEmbeddings(dim), dense(dim, time_dim), gelu(config.gelu), dense(time_dim, time_dim),
+                SinusoidalPositionEmbeddings(dim), dense(dim, time_dim), GELU(config.gelu), dense(time_dim, time_dim),
             ])
 
         downs = []
@@ -94,7 +94,7 @@ class Unet(nn.Cell):
         self.ups = nn.CellList(ups)
 
         out_dim = config.channels if config.out_dim is None else config.out_dim
-        self.final_conv = nn.SequentialCell([block(widths[1], dim), conv2d(dim, out_dim, 1, bias=config.conv_bias)])
+        self.final_conv = nn.SequentialCell([block(widths[1], dim), Conv2d(dim, out_dim, 1, bias=config.conv_bias)])
 
     @classmethod
     def tutorial(cls, dim: int = ModelConfig.dim, **options: Any) -> Unet:

@@ -6,5 +6,6 @@
 set -eu
 cd "$(dirname "$0")/.."
 . scripts/environment.sh requirements-dev.txt
+"$python" scripts/build_kernels.py || [ $? -eq 2 ]  # 2: none here, and said why; MindSpore's own operators serve
 "$python" -m ruff check .
 exec "$python" -m pytest "$@"

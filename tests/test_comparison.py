@@ -213,15 +213,15 @@ def put(model, path, cell):
 
 
 ALTERED = {
-    "gelu": ("downs.0.1.net.2", lambda model: put(model, "downs.0.1.net.2", layers.gelu("tanh"))),
+    "gelu": ("downs.0.1.net.2", lambda model: put(model, "downs.0.1.net.2", layers.GELU("tanh"))),
     "bias": ("ups.0.0.ds_conv", lambda model: put(
-        model, "ups.0.0.ds_conv", layers.conv2d(32, 32, 7, bias=False, group=32))),
+        model, "ups.0.0.ds_conv", layers.Conv2d(32, 32, 7, bias=False, group=32))),
     "padding": ("downs.1.1.net.4", lambda model: put(model, "downs.1.1.net.4", nn.Conv2d(
         16, 16, 3, pad_mode="same", dilation=2, has_bias=True))),
     "epsilon": ("mid_attn.fn.norm", lambda model: put(model, "mid_attn.fn.norm", nn.GroupNorm(1, 16, eps=1e-3))),
     # What the activations of first weights are too large, or too small, to show.
     "small epsilon": ("mid_attn.fn.norm", lambda model: put(model, "mid_attn.fn.norm", nn.GroupNorm(1, 16, eps=1e-6))),
-    "hidden gelu": ("downs.0.0.mlp.0", lambda model: put(model, "downs.0.0.mlp.0", layers.gelu("tanh"))),
+    "hidden gelu": ("downs.0.0.mlp.0", lambda model: put(model, "downs.0.0.mlp.0", layers.GELU("tanh"))),
     "softmax": ("mid_attn.fn.fn", lambda model: put(model, "mid_attn.fn.fn", WrongAxis(16))),
     "time": ("mid_block2", lambda model: put(
         model, "mid_block2", NoTime(16, 16, time_emb_dim=32, mult=1))),
@@ -274,7 +274,7 @@ def test_layers_that_only_one_network_has():
     calls.append(dataclasses.replace(calls[-1], path="final_conv.2"))
     *_, row = comparison.compare_layer_outputs(model, calls, 1.0)
     assert (row.name, row.note, row.passed) == ("final_conv.2", "our network has no such layer", False)
-    extra = put(model, "final_conv.1", layers.conv2d(8, 1, 1, bias=True))
+    extra = put(model, "final_conv.1", layers.Conv2d(8, 1, 1, bias=True))
     extra.more = layers.dense(1, 1)
     result = compare(extra, first_weights(config), config, dataset(config), steps=1, sampling_steps=2)
     assert [row.name for row in result.rows if not row.passed] == ["more.weight", "more.bias"]
@@ -326,7 +326,7 @@ def test_a_wrong_epsilon_in_the_library_is_exit_status_1(run_script, tmp_path, m
     def careless(groups, dim):
         return nn.GroupNorm(groups, dim, eps=1e-3)
 
-    monkeypatch.setattr(layers, "group_norm", careless)
+    monkeypatch.setattr(layers, "GroupNorm", careless)
     status, stdout, _ = run_script("compare_torch", "--out", tmp_path / "out", *TINY, *SHORT)
     assert status == 1
     assert stdout.splitlines()[-1].startswith("FAILED: the first layer that broke is downs.0.0.net.0 (layer output: ")

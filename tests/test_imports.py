@@ -14,8 +14,10 @@ ARROWS = {
     "randomness": set(),
     "data": {"config", "errors"},
     "runtime": {"config", "errors"},
+    "native_build": set(),
     # floor 1
-    "layers": {"config", "errors"},
+    "native": {"native_build"},
+    "layers": {"config", "errors", "native"},
     "diffusion": {"config", "schedules"},
     "visualize": {"errors"},
     "comparison_report": {"config", "data", "errors", "visualize"},
@@ -30,19 +32,23 @@ ARROWS = {
     # floor 4
     "evaluation": set(),
     "training": {
-        "checkpoint", "config", "data", "diffusion", "errors", "randomness", "runtime", "samplers", "unet",
+        "checkpoint", "config", "data", "diffusion", "errors", "native", "randomness", "runtime", "samplers", "unet",
         "visualize",
     },
     "comparison": {
         "comparison_report", "config", "data", "diffusion", "errors", "randomness", "runtime", "torch_bridge",
         "torch_twin", "training",
     },
+    "benchmark": {
+        "config", "diffusion", "errors", "layers", "native", "randomness", "runtime", "torch_twin", "training", "unet",
+    },
     "__init__": {"checkpoint", "config", "diffusion", "errors", "runtime", "unet", "weight_files"},
 }
 WITHOUT_MINDSPORE = {
     "errors", "config", "schedules", "randomness", "data", "visualize", "comparison_report", "evaluation", "torch_twin",
+    "native_build",
 }
-WITH_TORCH = {"torch_twin", "comparison"}
+WITH_TORCH = {"torch_twin", "comparison", "benchmark"}
 WITH_TORCH_INSIDE_A_FUNCTION = {"weight_files"}
 
 

@@ -79,7 +79,7 @@ def silu(x):
 @pytest.mark.parametrize("form", ["erf", "tanh"])
 def test_gelu(form, jit):
     x = np.linspace(-6, 6, 1001)
-    assert np.abs(run(layers.gelu(form), jit, x) - gelu(x, form)).max() < 1e-6
+    assert np.abs(run(layers.GELU(form), jit, x) - gelu(x, form)).max() < 1e-6
     assert np.abs(gelu(x, "erf") - gelu(x, "tanh")).max() > 4e-4, "the two forms must be told apart"
 
 
@@ -102,7 +102,7 @@ def test_sinusoidal_position_embeddings_refuse_odd_dim(dim):
 
 def test_residual(jit):
     x = random(2, 3, 4, 4)
-    assert np.abs(run(layers.Residual(layers.gelu("erf")), jit, x) - (gelu(x, "erf") + x)).max() < 1e-6
+    assert np.abs(run(layers.Residual(layers.GELU("erf")), jit, x) - (gelu(x, "erf") + x)).max() < 1e-6
 
 
 def test_layer_norm_is_over_channels_and_biased(jit):
@@ -113,7 +113,7 @@ def test_layer_norm_is_over_channels_and_biased(jit):
 
 
 def test_pre_norm(jit):
-    cell = randomised(layers.PreNorm(4, layers.gelu("erf")))
+    cell = randomised(layers.PreNorm(4, layers.GELU("erf")))
     x = 2 * random(2, 4, 3, 3) + 1
     assert np.abs(run(cell, jit, x) - gelu(group_norm(x, cell.norm), "erf")).max() < ATOL
 

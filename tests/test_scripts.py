@@ -180,6 +180,22 @@ def test_shell_commands_can_be_run():
         subprocess.run(["bash", "-n", str(script)], check=True)
 
 
+@pytest.mark.parametrize("name, next_word", [("demo", "scripts/train.py"), ("test", "-m")])
+@pytest.mark.parametrize("status, goes_on", [(0, True), (2, True), (1, False), (130, False)])
+def test_a_missing_compiler_stops_nothing_and_a_bug_does(name, next_word, status, goes_on, tmp_path):
+    """demo.sh and test.sh where build_kernels.py ends with `status`, and everything else with 0."""
+    (tmp_path / "scripts").mkdir()
+    (tmp_path / "scripts" / f"{name}.sh").write_text((ROOT / "scripts" / f"{name}.sh").read_text())
+    (tmp_path / "scripts" / "environment.sh").write_text("python=./python\n")
+    python = tmp_path / "python"
+    python.write_text(f'#!/bin/sh\necho "$1" >>called\n[ "$1" != scripts/build_kernels.py ] || exit {status}\n')
+    python.chmod(0o755)
+    result = subprocess.run(["bash", str(tmp_path / "scripts" / f"{name}.sh")], capture_output=True, text=True)
+    called = (tmp_path / "called").read_text().splitlines()
+    assert called[0] == "scripts/build_kernels.py" and not result.stderr
+    assert called[1:2] == ([next_word] if goes_on else []) and (result.returncode == 0) == goes_on
+
+
 def test_a_machine_without_a_fitting_python(tmp_path):
     """environment.sh on a machine whose only Python is 3.13."""
     (tmp_path / "bin").mkdir()

@@ -42,7 +42,7 @@ def test_only_group_norms_are_renamed():
     assert torch_names(layers.Block(8, 8)) == {
         "proj.weight": "proj.weight", "proj.bias": "proj.bias", "norm.gamma": "norm.weight", "norm.beta": "norm.bias",
     }
-    assert torch_names(layers.group_norm(1, 4)) == {"gamma": "weight", "beta": "bias"}
+    assert torch_names(layers.GroupNorm(1, 4)) == {"gamma": "weight", "beta": "bias"}
     assert torch_names(layers.LayerNorm(4, bias=True)) == {"g": "g", "b": "b"}
 
 

@@ -60,7 +60,7 @@ def cases(dim):
         "Sinusoidal", torch_twin.SinusoidalPositionEmbeddings, layers.SinusoidalPositionEmbeddings, {"dim": dim}, [t],
     ]
     for form in ("erf", "tanh"):
-        yield [f"GELU {form}", torch_twin.gelu, layers.gelu, {"form": form}, [wide]]
+        yield [f"GELU {form}", torch_twin.gelu, layers.GELU, {"form": form}, [wide]]
         yield [
             f"ConvNextBlock {form}", torch_twin.ConvNextBlock, layers.ConvNextBlock,
             {**emb, "dim_out": dim, "gelu_form": form, "conv_bias": form == "erf"}, [wide, (2, 4 * dim)],
@@ -188,7 +188,7 @@ def test_every_module_has_the_name_of_our_cell(options):
     if not len(theirs.ups):
         del modules["ups"]  # MindSpore does not list an empty CellList
     renamed = {"SequentialCell": "Sequential", "CellList": "ModuleList", "Dense": "Linear",
-               "Conv2dTranspose": "ConvTranspose2d"}
+               "Upsample": "ConvTranspose2d"}
     assert {name: renamed.get(kind, kind) for name, kind in cells.items()} == modules
     assert list(torch_names(ours).values()) == list(theirs.state_dict())
 

@@ -1,0 +1,455 @@
+// Convolutions without reordering of layouts. The images of a chunk are copied into planes with a border of zeros, row
+// after row and image after image, on which each tap of the kernel is a constant offset. A convolution is then one
+// matrix product over long vectors of pixels, and so are its gradients. Stride 2 splits an image into four planes by
+// the parity of row and column, on which the stride is 1.
+#include <vector>
+
+#include "core.h"
+
+namespace {
+
+constexpr int64_t CHUNK = 96 * 1024;  // floats of planes that a thread works on at once: they stay in its L2 cache
+
+// The plane: `pad` columns of zeros after each row serve its right border and the next row's left one.
+struct Grid {
+  int64_t height, width, pad, row, image, origin;
+  Grid(int64_t height, int64_t width, int64_t pad)
+      : height(height), width(width), pad(pad), row(width + pad), image((height + pad) * row), origin(pad * row + pad) {}
+  int64_t used(int64_t images) const { return round_up(images * image, TILE); }
+  int64_t length(int64_t images) const { return round_up(used(images) + 2 * origin, LANES) + LANES; }
+};
+
+// One side of a convolution, (channels, height, width) an image; step 2 means four planes a channel.
+struct Side {
+  int64_t channels, height, width;
+  int step;
+  int64_t phases() const { return step * step; }
+  int64_t image() const { return channels * height * width; }
+  int64_t rows(int64_t phase) const { return (height - phase / step + step - 1) / step; }
+  int64_t columns(int64_t phase) const { return (width - phase % step + step - 1) / step; }
+  int64_t first(int64_t phase) const { return phase / step * width + phase % step; }
+};
+
+// A tap reads plane `phase` at `offset` and has the weight at `index` of its k x k.
+struct Tap {
+  int64_t phase, offset, index;
+};
+
+template <int STEP>
+inline void copy_in(float* to, const float* from, int64_t count) {
+  for (int64_t i = 0; i < count; ++i) to[i] = from[i * STEP];
+}
+template <int STEP>
+inline void copy_out(float* to, const float* from, int64_t count) {
+  for (int64_t i = 0; i < count; ++i) to[i * STEP] = from[i];
+}
+
+// The planes of one channel of `images` images.
+void fill(const Grid& grid, const Side& side, int64_t images, const float* from, float* to, int64_t length) {
+  for (int64_t phase = 0; phase < side.phases(); ++phase, to += length) {
+    const int64_t rows = side.rows(phase), columns = side.columns(phase);
+    std::fill(to, to + grid.origin, 0.0f);
+    float* out = to + grid.origin;
+    for (int64_t image = 0; image < images; ++image) {
+      const float* in = from + image * side.image() + side.first(phase);
+      for (int64_t y = 0; y < rows; ++y, out += grid.row, in += side.step * side.width) {
+        if (side.step == 1) copy_in<1>(out, in, columns); else copy_in<2>(out, in, columns);
+        for (int64_t x = columns; x < grid.row; ++x) out[x] = 0.0f;
+      }
+      float* const next = out + (grid.height + grid.pad - rows) * grid.row;
+      std::fill(out, next, 0.0f);
+      out = next;
+    }
+    std::fill(out, to + length, 0.0f);
+  }
+}
+
+// Back from a plane without border to one phase of one channel.
+void drain(const Grid& grid, const Side& side, int64_t phase, int64_t images, const float* from, float* to) {
+  for (int64_t image = 0; image < images; ++image) {
+    const float* in = from + image * grid.image;
+    float* out = to + image * side.image() + side.first(phase);
+    for (int64_t y = 0; y < side.rows(phase); ++y, in += grid.row, out += side.step * side.width) {
+      if (side.step == 1) copy_out<1>(out, in, side.columns(phase)); else copy_out<2>(out, in, side.columns(phase));
+    }
+  }
+}
+
+int64_t images_at_once(int64_t batch, int64_t floats_of_image) {
+  return std::max<int64_t>(1, std::min(divide_up(batch, thread_count()), CHUNK / floats_of_image));
+}
+
+// out = bias + in * weights, where weights[o * out_stride + i * in_stride + tap.index], by the taps of each out phase.
+void convolve(int64_t batch, const Grid& grid, const Side& in, const float* x, const Side& out, float* y,
+              const std::vector<std::vector<Tap>>& taps, const float* weights, int64_t out_stride, int64_t in_stride,
+              const float* bias) {
+  const int64_t inputs = in.channels, outputs = out.channels, count = taps[0].size();
+  float* const packed = scratch(WEIGHTS, out.phases() * outputs * inputs * count);
+  const int64_t blocks = divide_up(outputs, CHANNEL_BLOCK);
+  parallel(blocks, [&](int64_t, int64_t first, int64_t last) {
+    const int64_t begin = first * CHANNEL_BLOCK, end = std::min(outputs, last * CHANNEL_BLOCK);
+    for (int64_t phase = 0; phase < out.phases(); ++phase)
+      for_blocks<CHANNEL_BLOCK>(begin, end, [&](auto size, int64_t o) {
+        constexpr int C = decltype(size)::value;
+        float* to = packed + (phase * outputs + o) * inputs * count;
+        for (int64_t i = 0; i < inputs; ++i)
+          for (const Tap& tap : taps[phase])
+            for (int c = 0; c < C; ++c) *to++ = weights[(o + c) * out_stride + i * in_stride + tap.index];
+      });
+  });
+
+  const bool in_place = grid.pad == 0 && in.step == 1 && grid.image >= TILE;
+  const int64_t images = in_place ? 1 : images_at_once(batch, in.phases() * inputs * grid.image);
+  const int64_t chunks = divide_up(batch, images);
+  const int64_t parts = chunks >= thread_count() ? 1 : std::min(blocks, divide_up(thread_count(), chunks));
+  const int64_t length = grid.length(images), pixels = grid.used(images);
+  std::vector<std::vector<int64_t>> offsets(out.phases());
+  for (int64_t phase = 0; phase < out.phases(); ++phase)
+    for (const Tap& tap : taps[phase]) offsets[phase].push_back(tap.phase * length + tap.offset);
+
+  parallel(chunks * parts, [&](int64_t, int64_t first, int64_t last) {
+    for (int64_t task = first; task < last; ++task) {
+      const int64_t chunk = task / parts, part = task % parts;
+      const int64_t begin = blocks * part / parts * CHANNEL_BLOCK;
+      const int64_t end = std::min(outputs, blocks * (part + 1) / parts * CHANNEL_BLOCK);
+      const int64_t here = std::min(images, batch - chunk * images);
+      const float* const from = x + chunk * images * in.image();
+      float* const to = y + chunk * images * out.image();
+      if (in_place) {
+        const int64_t zero = 0;
+        for (int64_t p = 0; p < grid.image; p += TILE) {
+          const int64_t start = std::min(p, grid.image - TILE);  // the last tile computes some pixels again
+          for_blocks<CHANNEL_BLOCK>(begin, end, [&](auto size, int64_t o) {
+            multiply<decltype(size)::value, TILE_VECTORS>(from + start, grid.image, inputs, &zero, 1,
+                                                          packed + o * inputs, bias ? bias + o : nullptr,
+                                                          to + o * grid.image + start, grid.image);
+          });
+        }
+        continue;
+      }
+      float* const planes = scratch(PLANES, length * in.phases() * inputs);
+      for (int64_t i = 0; i < inputs; ++i)
+        fill(grid, in, here, from + i * in.height * in.width, planes + i * in.phases() * length, length);
+      float* const tiles = scratch(TILES, CHANNEL_BLOCK * pixels);
+      for (int64_t phase = 0; phase < out.phases(); ++phase)
+        for_blocks<CHANNEL_BLOCK>(begin, end, [&](auto size, int64_t o) {
+          constexpr int C = decltype(size)::value;
+          for (int64_t p = 0; p < grid.used(here); p += TILE)
+            multiply<C, TILE_VECTORS>(planes + grid.origin + p, in.phases() * length, inputs, offsets[phase].data(),
+                                      count, packed + (phase * outputs + o) * inputs * count,
+                                      bias ? bias + o : nullptr, tiles + p, pixels);
+          for (int c = 0; c < C; ++c)
+            drain(grid, out, phase, here, tiles + c * pixels, to + (o + c) * out.height * out.width);
+        });
+    }
+  });
+}
+
+// sums[r * K + k][a] += sum over images, y and x of right[runs[r]][y][x + k] * left[y][x][a], for V vectors of a.
+template <int R, int K, int V>
+void accumulate(const float* left, int64_t left_stride, const float* right, const int64_t* runs, int64_t images,
+                int64_t image, int64_t rows, int64_t row, int64_t columns, float* sums) {
+  Vector total[R * K][V] = {};
+  for (int64_t i = 0; i < images; ++i)
+    for (int64_t y = 0; y < rows; ++y) {
+      const float* from[R];
+#pragma GCC unroll 8
+      for (int r = 0; r < R; ++r) from[r] = right + runs[r] + i * image + y * row;
+      for (int64_t x = 0; x < columns; ++x, left += left_stride) {
+        Vector a[V];
+#pragma GCC unroll 8
+        for (int v = 0; v < V; ++v) a[v] = load(left + v * LANES);
+#pragma GCC unroll 8
+        for (int r = 0; r < R; ++r)
+#pragma GCC unroll 8
+          for (int k = 0; k < K; ++k) {
+            const float b = from[r][x + k];
+#pragma GCC unroll 8
+            for (int v = 0; v < V; ++v) total[r * K + k][v] += a[v] * b;
+          }
+      }
+    }
+  for (int t = 0; t < R * K; ++t)
+    for (int v = 0; v < V; ++v) {
+      float* const sum = sums + t * left_stride + v * LANES;
+      store(sum, load(sum) + total[t][v]);
+    }
+}
+
+// `accumulate` for all runs and all of `left`.
+template <int R, int K>
+void accumulate_all(const float* left, int64_t left_stride, const float* right, const std::vector<int64_t>& runs,
+                    int64_t images, int64_t image, int64_t rows, int64_t row, int64_t columns, float* sums) {
+  for_blocks<R>(0, runs.size(), [&](auto r, int64_t run) {
+    for (int64_t a = 0; a < left_stride; a += 2 * LANES) {
+      float* const to = sums + run * K * left_stride + a;
+      constexpr int B = decltype(r)::value;
+      if (a + 2 * LANES <= left_stride)
+        accumulate<B, K, 2>(left + a, left_stride, right, &runs[run], images, image, rows, row, columns, to);
+      else
+        accumulate<B, K, 1>(left + a, left_stride, right, &runs[run], images, image, rows, row, columns, to);
+    }
+  });
+}
+
+// gradient[a * left_stride + b * right_stride + tap.index] = sum over images and pixels of left[a] * right[b] at a tap.
+// The taps come in runs of `run` neighbours.
+void correlate_sides(int64_t batch, const Grid& grid, const Side& left, const float* x, const Side& right,
+                     const float* y, const std::vector<Tap>& taps, int64_t run, float* gradient, int64_t left_stride,
+                     int64_t right_stride) {
+  const int64_t count = taps.size();
+  const int64_t rows = round_up(left.channels, LANES), columns = right.channels * count;
+  const bool in_place = count == 1;
+  const int64_t area = left.height * left.width;
+  const int64_t images = images_at_once(batch, rows * area + right.channels * right.phases() * grid.image);
+  const int64_t chunks = divide_up(batch, images), length = grid.length(images);
+  const int64_t shares = std::min<int64_t>(thread_count(), chunks);
+  float* const sums = scratch(SUMS, shares * rows * columns);
+
+  parallel(chunks, [&](int64_t share, int64_t first, int64_t last) {
+    float* const mine = sums + share * rows * columns;
+    std::fill(mine, mine + rows * columns, 0.0f);
+    float* const lefts = scratch(ROWS, images * area * rows);
+    float* const planes = in_place ? nullptr : scratch(PLANES, right.channels * right.phases() * length);
+    std::vector<int64_t> runs;
+    for (int64_t chunk = first; chunk < last; ++chunk) {
+      const int64_t here = std::min(images, batch - chunk * images);
+      const float* rights = y + chunk * images * right.image();
+      for (int64_t i = 0; i < here; ++i)
+        transpose(x + (chunk * images + i) * left.image(), area, left.channels, area, lefts + i * area * rows, rows);
+      const int64_t plane = in_place ? area : length;
+      if (!in_place) {
+        for (int64_t b = 0; b < right.channels; ++b)
+          fill(grid, right, here, rights + b * right.height * right.width, planes + b * right.phases() * length, length);
+        rights = planes + grid.origin;
+      }
+      runs.clear();
+      for (int64_t b = 0; b < right.channels; ++b)
+        for (int64_t k = 0; k < count; k += run)
+          runs.push_back((b * right.phases() + taps[k].phase) * plane + taps[k].offset);
+      const auto all = [&](auto function) {
+        if (in_place)  // the pixels of an image are one long row
+          function(lefts, rows, rights, runs, here, right.image(), 1, 0, area, mine);
+        else
+          function(lefts, rows, rights, runs, here, grid.image, left.height, grid.row, left.width, mine);
+      };
+      if (run == 3) all(accumulate_all<3, 3>);
+      else if (run == 7) all(accumulate_all<1, 7>);
+      else if (run == 2) all(accumulate_all<4, 2>);
+      else all(accumulate_all<8, 1>);
+    }
+  });
+  parallel(left.channels, [&](int64_t, int64_t first, int64_t last) {
+    for (int64_t a = first; a < last; ++a)
+      for (int64_t b = 0; b < right.channels; ++b)
+        for (int64_t k = 0; k < count; ++k) {
+          float total = 0.0f;
+          for (int64_t share = 0; share < shares; ++share)
+            total += sums[(share * columns + b * count + k) * rows + a];
+          gradient[a * left_stride + b * right_stride + taps[k].index] = total;
+        }
+  });
+}
+
+// The k x k taps of stride 1; `sign` -1 turns the kernel round, as the gradient wants it.
+std::vector<Tap> dense_taps(const Grid& grid, int64_t k, int sign) {
+  std::vector<Tap> taps;
+  for (int64_t i = 0; i < k; ++i)
+    for (int64_t j = 0; j < k; ++j)
+      taps.push_back({0, sign * ((i - grid.pad) * grid.row + (j - grid.pad)), i * k + j});
+  return taps;
+}
+
+// The 4 x 4 taps of stride 2, phase by phase: row 2 y + i - 1 of the large side is row y of the plane of its parity, or
+// a neighbour of it.
+std::vector<Tap> halving_taps(const Grid& grid) {
+  std::vector<Tap> taps;
+  const int64_t parity[] = {1, 0, 1, 0}, shift[] = {-1, 0, 0, 1};
+  for (int64_t phase = 0; phase < 4; ++phase)
+    for (int64_t i = 0; i < 4; ++i)
+      for (int64_t j = 0; j < 4; ++j)
+        if (phase == parity[i] * 2 + parity[j]) taps.push_back({phase, shift[i] * grid.row + shift[j], i * 4 + j});
+  return taps;
+}
+
+// The same read backwards: the 2 x 2 taps that reach each of the four phases of the large side.
+std::vector<std::vector<Tap>> doubling_taps(const Grid& grid) {
+  std::vector<std::vector<Tap>> taps(4);
+  for (const Tap& tap : halving_taps(grid)) taps[tap.phase].push_back({0, -tap.offset, tap.index});
+  return taps;
+}
+
+void sum_channels(int64_t batch, const Side& side, const float* x, float* sums) {
+  const int64_t pixels = side.height * side.width;
+  parallel(side.channels, [&](int64_t, int64_t first, int64_t last) {
+    for (int64_t c = first; c < last; ++c) {
+      Vector total = {};
+      for (int64_t b = 0; b < batch; ++b)
+        for_vectors(pixels, [&](int64_t p, int64_t n) { total += load_some(x + b * side.image() + c * pixels + p, n); });
+      sums[c] = sum(total);
+    }
+  });
+}
+
+Side side_of(const int64_t* shape, int step) { return {shape[1], shape[2], shape[3], step}; }
+// A convolution and its gradients between a small and a large side, which are alike at stride 1.
+struct Convolution {
+  int64_t kernel;
+  Side small, large;
+  Grid grid;
+  Convolution(const int64_t* small_shape, const int64_t* large_shape, int64_t kernel, int stride)
+      : kernel(kernel), small(side_of(small_shape, 1)), large(side_of(large_shape, stride)),
+        grid(divide_up(large.height, stride), divide_up(large.width, stride), stride == 1 ? kernel / 2 : 1) {}
+  std::vector<Tap> taps() const { return large.step == 1 ? dense_taps(grid, kernel, 1) : halving_taps(grid); }
+
+  void shrink(int64_t batch, const float* x, const float* weight, const float* bias, float* y) const {
+    const int64_t area = kernel * kernel;
+    convolve(batch, grid, large, x, small, y, {taps()}, weight, large.channels * area, area, bias);
+  }
+  void grow(int64_t batch, const float* y, const float* weight, const float* bias, float* x) const {
+    const int64_t area = kernel * kernel;
+    const auto turned = large.step == 1 ? std::vector<std::vector<Tap>>{dense_taps(grid, kernel, -1)} : doubling_taps(grid);
+    convolve(batch, grid, small, y, large, x, turned, weight, area, large.channels * area, bias);
+  }
+  void weights(int64_t batch, const float* y, const float* x, float* gradient) const {
+    const int64_t area = kernel * kernel;
+    if (kernel == 1 && small.channels > large.channels)  // the shorter side is turned round
+      return correlate_sides(batch, grid, large, x, small, y, taps(), 1, gradient, 1, large.channels);
+    const int64_t run = large.step == 2 ? 2 : kernel == 3 || kernel == 7 ? kernel : 1;
+    correlate_sides(batch, grid, small, y, large, x, taps(), run, gradient, large.channels * area, area);
+  }
+};
+
+// ---- Depthwise: each channel has a kernel of its own ----
+
+struct Depthwise {
+  int64_t batch, channels, kernel;
+  Side side;  // of one channel; the images of a channel are `stride` apart
+  Grid grid;
+  int64_t images, chunks, length, pixels;
+  std::vector<Tap> taps;
+  Depthwise(const int64_t* shape, int64_t kernel)
+      : batch(shape[0]), channels(shape[1]), kernel(kernel), side{shape[1], shape[2], shape[3], 1},
+        grid(shape[2], shape[3], kernel / 2),
+        images(std::max<int64_t>(1, std::min<int64_t>(batch, 8192 / grid.image))), chunks(divide_up(batch, images)),
+        length(grid.length(images) + TILE), pixels(round_up(images * grid.image, 8 * LANES)),
+        taps(dense_taps(grid, kernel, 1)) {}
+  int64_t here(int64_t chunk) const { return std::min(images, batch - chunk * images); }
+  int64_t at(int64_t chunk, int64_t c) const { return chunk * images * side.image() + c * side.height * side.width; }
+  int64_t planes() const { return length + 8 * LANES; }
+
+  // y = bias + x * weight; `sign` -1 turns the kernel round.
+  void apply(const float* x, const float* weight, const float* bias, int sign, float* y) const {
+    parallel(channels * chunks, [&](int64_t, int64_t first, int64_t last) {
+      float* const plane = scratch(PLANES, planes());
+      float* const tiles = scratch(TILES, pixels);
+      for (int64_t task = first; task < last; ++task) {
+        const int64_t chunk = task / channels, c = task % channels;
+        fill(grid, side, here(chunk), x + at(chunk, c), plane, planes());
+        const int64_t count = here(chunk) * grid.image;
+        for (int64_t p = 0; p < count; p += 8 * LANES)
+          convolve_tile(plane + grid.origin + p, weight + c * kernel * kernel, bias ? bias[c] : 0.0f, sign, tiles + p);
+        drain(grid, side, 0, here(chunk), tiles, y + at(chunk, c));
+      }
+    });
+  }
+
+  void convolve_tile(const float* in, const float* weight, float bias, int sign, float* out) const {
+    Vector total[8];
+#pragma GCC unroll 8
+    for (int v = 0; v < 8; ++v) total[v] = splat(bias);
+    for (const Tap& tap : taps) {
+      const Vector factor = splat(weight[tap.index]);
+      const float* const from = in + sign * tap.offset;
+#pragma GCC unroll 8
+      for (int v = 0; v < 8; ++v) total[v] += factor * load(from + v * LANES);
+    }
+#pragma GCC unroll 8
+    for (int v = 0; v < 8; ++v) store(out + v * LANES, total[v]);
+  }
+
+  void weights(const float* y, const float* x, float* gradient) const {
+    const int64_t area = kernel * kernel;
+    parallel(channels, [&](int64_t, int64_t first, int64_t last) {
+      float* const plane = scratch(PLANES, planes());
+      float* const other = scratch(OTHER_PLANES, planes());
+      std::vector<const float*> pointers;
+      for (const Tap& tap : taps) pointers.push_back(plane + grid.origin + tap.offset);
+      std::fill(gradient + first * area, gradient + last * area, 0.0f);
+      for (int64_t c = first; c < last; ++c)
+        for (int64_t chunk = 0; chunk < chunks; ++chunk) {
+          fill(grid, side, here(chunk), x + at(chunk, c), plane, planes());
+          fill(grid, side, here(chunk), y + at(chunk, c), other, planes());
+          correlate_all(other + grid.origin, 0, 1, pointers.data(), area, round_up(here(chunk) * grid.image, LANES),
+                        gradient + c * area, area);
+        }
+    });
+  }
+};
+
+// (x, weight[, bias]) -> y; weight (out, in, k, k); the stride, 1 or 2, follows from the sizes of x and y.
+int convolution(int count, void** data, int64_t** shapes) {
+  const int64_t* const shape = shapes[count - 1];
+  const Convolution geometry(shape, shapes[0], shapes[1][2], shape[2] == shapes[0][2] ? 1 : 2);
+  geometry.shrink(shape[0], floats(data[0]), floats(data[1]), count == 4 ? floats(data[2]) : nullptr,
+                  floats(data[count - 1]));
+  return 0;
+}
+
+// (x, weight, dy) -> dx, dweight[, dbias]
+int convolution_gradient(int count, void** data, int64_t** shapes) {
+  const Convolution geometry(shapes[2], shapes[0], shapes[1][2], shapes[2][2] == shapes[0][2] ? 1 : 2);
+  const int64_t batch = shapes[0][0];
+  geometry.grow(batch, floats(data[2]), floats(data[1]), nullptr, floats(data[3]));
+  geometry.weights(batch, floats(data[2]), floats(data[0]), floats(data[4]));
+  if (count == 6) sum_channels(batch, geometry.small, floats(data[2]), floats(data[5]));
+  return 0;
+}
+
+// (x, weight[, bias]) -> y of twice the height and width; weight (in, out, 4, 4)
+int doubling(int count, void** data, int64_t** shapes) {
+  const Convolution geometry(shapes[0], shapes[count - 1], 4, 2);
+  geometry.grow(shapes[0][0], floats(data[0]), floats(data[1]), count == 4 ? floats(data[2]) : nullptr,
+                floats(data[count - 1]));
+  return 0;
+}
+
+// (x, weight, dy) -> dx, dweight[, dbias]
+int doubling_gradient(int count, void** data, int64_t** shapes) {
+  const Convolution geometry(shapes[0], shapes[2], 4, 2);
+  const int64_t batch = shapes[0][0];
+  geometry.shrink(batch, floats(data[2]), floats(data[1]), nullptr, floats(data[3]));
+  geometry.weights(batch, floats(data[0]), floats(data[2]), floats(data[4]));
+  if (count == 6) sum_channels(batch, geometry.large, floats(data[2]), floats(data[5]));
+  return 0;
+}
+
+// (x, weight[, bias]) -> y; weight (channels, 1, k, k)
+int depthwise(int count, void** data, int64_t** shapes) {
+  Depthwise(shapes[0], shapes[1][2])
+      .apply(floats(data[0]), floats(data[1]), count == 4 ? floats(data[2]) : nullptr, 1, floats(data[count - 1]));
+  return 0;
+}
+
+// (x, weight, dy) -> dx, dweight[, dbias]
+int depthwise_gradient(int count, void** data, int64_t** shapes) {
+  const Depthwise geometry(shapes[0], shapes[1][2]);
+  geometry.apply(floats(data[2]), floats(data[1]), nullptr, -1, floats(data[3]));
+  geometry.weights(floats(data[2]), floats(data[0]), floats(data[4]));
+  if (count == 6) sum_channels(geometry.batch, geometry.side, floats(data[2]), floats(data[5]));
+  return 0;
+}
+
+}  // namespace
+
+// MindSpore confuses operators that share a symbol: each of stride, depth and bias has one of its own.
+#define KERNELS(name, function)                                                                    \
+  KERNEL(ms_diffusion_##name) { return function(count, data, shapes); }                             \
+  KERNEL(ms_diffusion_##name##_bias) { return function(count, data, shapes); }                      \
+  KERNEL(ms_diffusion_##name##_gradient) { return function##_gradient(count, data, shapes); }       \
+  KERNEL(ms_diffusion_##name##_bias_gradient) { return function##_gradient(count, data, shapes); }
+
+KERNELS(convolution, convolution)
+KERNELS(halving, convolution)
+KERNELS(doubling, doubling)
+KERNELS(depthwise, depthwise)

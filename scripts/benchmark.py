@@ -1,0 +1,102 @@
+"""Measure this library beside PyTorch, in turns within one run: steps, sampling, first calls, memory.
+
+  python scripts/benchmark.py --json benchmark.json
+  python scripts/benchmark.py --config configs/digits.yaml --contestants native torch --batch_sizes 16
+  python scripts/benchmark.py --growth --contestants native torch --image_sizes 8 16 32 --dims 16 32 64
+  python scripts/benchmark.py --operators --config configs/fashion_mnist.yaml
+
+The first command takes an hour or more on two cores; fewer contestants and batch sizes take less. Leave the machine
+alone meanwhile.
+"""
+
+import importlib.util
+import os
+import shlex
+import sys
+from pathlib import Path
+from typing import Literal, Optional
+
+from jsonargparse.typing import PositiveInt
+
+from ms_diffusion import benchmark, config
+from ms_diffusion.errors import UserError, check_writable, exit_on_user_error
+
+
+def main() -> None:
+    """Parse, measure, print the tables as they are ready, and write the JSON."""
+    parser = config.Parser(description=__doc__, usage="%(prog)s [--config FILE ...] [options]")
+    parser.add_argument(
+        "--config", action="append", type=str, default=None,
+        help="YAML file; give it once for each (null: configs/digits.yaml and configs/fashion_mnist.yaml)",
+    )
+    parser.add_argument(
+        "--contestants", nargs="+", type=Literal[benchmark.CONTESTANTS], default=None,
+        help="who takes part, in the order of the turns (null: all; compiled ones and PyTorch's for --operators)",
+    )
+    parser.add_argument(
+        "--batch_sizes", nargs="+", type=PositiveInt, default=None,
+        help="images in a call (null: 1, 16 and 64; 16 for --growth; train.batch_size for --operators)",
+    )
+    parser.add_argument("--repeats", type=PositiveInt, default=30, help="rounds of turns, after the warm-up")
+    parser.add_argument(
+        "--threads", type=Optional[PositiveInt], default=None, help="cores that each may use (null: all)"
+    )
+    parser.add_argument("--growth", action="store_true", help="instead: training at each width and image size")
+    parser.add_argument(
+        "--image_sizes", nargs="+", type=PositiveInt, default=None, help="of --growth, in pixels (null: 8, 16 and 32)"
+    )
+    parser.add_argument(
+        "--dims", nargs="+", type=PositiveInt, default=None, help="widths of --growth (null: 16, 32 and 64)"
+    )
+    parser.add_argument("--operators", action="store_true", help="instead: single layers, forward and backward")
+    parser.add_argument("--json", type=Optional[str], default=None, help="file for every round of every figure")
+    options = parser.parse_args()
+    contestants = options.contestants or [
+        name for name in benchmark.CONTESTANTS if not (options.operators and name.endswith("pynative"))
+    ]
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    threads = options.threads or cores
+    if len(set(contestants)) < len(contestants):
+        raise UserError("--contestants names one of them twice")
+    if threads > cores:
+        raise UserError(f"--threads is {threads}, and there are {cores} cores")
+    if options.operators and (options.growth or any(name.endswith("pynative") for name in contestants)):
+        raise UserError("--operators compares compiled layers: leave out --growth and the contestants in PyNative")
+    if not options.growth and (options.image_sizes or options.dims):
+        raise UserError("--image_sizes and --dims are for --growth")
+    if any(name.startswith("torch") for name in contestants) and importlib.util.find_spec("torch") is None:
+        raise UserError("PyTorch is not installed: pip install torch==2.13.0 "
+                        "--index-url https://download.pytorch.org/whl/cpu, or name --contestants without it")
+    if options.json:
+        check_writable(options.json, [".json"])
+
+    workloads = []
+    for source in dict.fromkeys(options.config or ["configs/digits.yaml", "configs/fashion_mnist.yaml"]):
+        settings = config.load(source)
+        if options.operators:
+            for size in options.batch_sizes or [settings.train.batch_size]:
+                workloads.append(benchmark.operators(settings, source, size))
+        elif options.growth:
+            workloads += benchmark.growth(
+                settings, source, options.batch_sizes or [16], options.image_sizes or [8, 16, 32],
+                options.dims or [16, 32, 64],
+            )
+        else:
+            workloads += benchmark.steps(settings, source, options.batch_sizes or [1, 16, 64])
+
+    command = shlex.join([Path(sys.executable).name, *sys.argv])
+    about = benchmark.about_this_run(command, contestants, options.repeats, threads)
+    for name, value in about.items():
+        print(f"{name}: {value}")
+    rows = []
+    for workload in workloads:
+        rows += benchmark.measure(workload, contestants, options.repeats, threads)
+        if options.json:
+            Path(options.json).write_text(benchmark.to_json(rows, about))
+    print(benchmark.cross_table(rows) if options.growth or options.operators else benchmark.steps_table(rows))
+    if options.json:
+        print(f"every round: {options.json}")
+
+
+if __name__ == "__main__":
+    exit_on_user_error(main)

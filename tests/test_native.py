@@ -1,0 +1,220 @@
+"""The native kernels against MindSpore's operators: forward and gradients, odd sizes, both modes, any thread count."""
+
+import ctypes
+
+import mindspore as ms
+import numpy as np
+import pytest
+from mindspore import Tensor, nn, ops
+
+from ms_diffusion import layers, native, native_build
+from ms_diffusion.config import TrainConfig
+from ms_diffusion.training import make_optimizer
+
+try:
+    LIBRARY = native_build.build()
+except native_build.NativeUnavailable as reason:
+    pytest.skip(f"no native kernels here: {reason}", allow_module_level=True)
+
+# Each layer, and the shape of its input: odd sizes, one pixel, one image, channels that fill no vector or block.
+CASES = {
+    "3x3": (lambda: layers.Conv2d(13, 11, 3, bias=False), (3, 13, 7, 9)),
+    "3x3, bias, wide": (lambda: layers.Conv2d(40, 35, 3, bias=True), (17, 40, 6, 5)),
+    "3x3, one pixel": (lambda: layers.Conv2d(3, 4, 3, bias=True), (2, 3, 1, 1)),
+    "3x3, batch 1": (lambda: layers.Conv2d(8, 16, 3, bias=True), (1, 8, 28, 28)),
+    "1x1": (lambda: layers.Conv2d(5, 50, 1, bias=False), (4, 5, 8, 31)),
+    "1x1, narrowing": (lambda: layers.Conv2d(50, 5, 1, bias=True), (4, 50, 3, 5)),
+    "5x5": (lambda: layers.Conv2d(3, 4, 5, bias=True), (2, 3, 6, 5)),
+    "7x7": (lambda: layers.Conv2d(1, 18, 7, bias=True), (3, 1, 9, 28)),
+    "depthwise": (lambda: layers.Conv2d(6, 6, 7, bias=True, group=6), (5, 6, 9, 7)),
+    "depthwise, small": (lambda: layers.Conv2d(3, 3, 7, bias=False, group=3), (70, 3, 4, 4)),
+    "down": (lambda: layers.Downsample(5, True), (3, 5, 8, 6)),
+    "down, odd": (lambda: layers.Downsample(5, False), (2, 5, 7, 9)),
+    "up": (lambda: layers.Upsample(5, True), (3, 5, 3, 7)),
+    "up, one pixel": (lambda: layers.Upsample(2, False), (1, 2, 1, 1)),
+    "gelu, erf": (lambda: layers.GELU("erf"), (3, 5, 7, 9)),
+    "gelu, tanh": (lambda: layers.GELU("tanh"), (3, 5, 7, 9)),
+    "silu": (lambda: layers.SiLU(), (3, 5, 7, 9)),
+    "group norm, 1": (lambda: layers.GroupNorm(1, 6), (3, 6, 5, 7)),
+    "group norm, 3": (lambda: layers.GroupNorm(3, 6), (4, 6, 8, 8)),
+    "layer norm": (lambda: layers.LayerNorm(7), (3, 7, 5, 7)),
+    "layer norm, bias": (lambda: layers.LayerNorm(7, bias=True), (1, 7, 4, 4)),
+    "linear attention": (lambda: layers.LinearAttention(8), (3, 8, 5, 7)),
+    "linear attention, large": (lambda: layers.LinearAttention(8, scale_values=True), (2, 8, 28, 28)),
+    "attention": (lambda: layers.Attention(8), (3, 8, 7, 7)),
+    "attention, one pixel": (lambda: layers.Attention(8), (2, 8, 1, 1)),
+}
+
+
+def cells(monkeypatch, make):
+    """The layer with native kernels and the layer without, with the same random weights."""
+    monkeypatch.setitem(native._STATE, "library", str(LIBRARY))
+    ours = make()
+    monkeypatch.setattr(native, "enabled", lambda: False)
+    theirs = make()
+    draw = np.random.default_rng(0)
+    for mine, other in zip(ours.get_parameters(), theirs.get_parameters()):
+        value = Tensor(draw.normal(scale=0.5, size=mine.shape).astype(np.float32))
+        mine.set_data(value)
+        other.set_data(value)
+    assert any(getattr(cell, "native", None) is not None for _, cell in ours.cells_and_names())
+    assert all(getattr(cell, "native", None) is None for _, cell in theirs.cells_and_names())
+    return ours, theirs
+
+
+def gradients(cell, x, jit):
+    """The output, and the gradients of its product with a fixed random array by input and weights."""
+    weights = cell.trainable_params()
+    sensitivity = Tensor(np.random.default_rng(1).normal(size=cell(x).shape).astype(np.float32))
+
+    def loss(x):
+        out = cell(x)
+        return ops.reduce_sum(out * sensitivity), out
+
+    function = ms.value_and_grad(loss, grad_position=0, weights=weights or None, has_aux=True)
+    (_, out), found = (ms.jit(function) if jit else function)(x)
+    found = (found[0], *found[1]) if weights else (found,)
+    return [value.asnumpy() for value in (out, *found)]
+
+
+def difference(a, b):
+    """The largest one, in units of the root mean square where that exceeds 1."""
+    return np.abs(a - b).max() / max(1.0, np.sqrt(np.mean(np.square(b, dtype=np.float64))))
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_forward_and_gradients_are_mindspores(name, monkeypatch):
+    make, shape = CASES[name]
+    ours, theirs = cells(monkeypatch, make)
+    x = Tensor(np.random.default_rng(2).normal(size=shape).astype(np.float32))
+    expected = gradients(theirs, x, jit=False)
+    for jit in (False, True):  # PyNative, then graph mode, in one process
+        for a, b in zip(gradients(ours, x, jit), expected, strict=True):
+            assert difference(a, b) < 1e-5, (name, jit)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3, 8])
+def test_any_number_of_threads(threads, monkeypatch):
+    """Sums are taken share by share, so only their order of addition depends on the number."""
+    ours, theirs = cells(monkeypatch, lambda: layers.ConvNextBlock(12, 20))
+    x = Tensor(np.random.default_rng(2).normal(size=(5, 12, 9, 9)).astype(np.float32))
+    expected = gradients(theirs, x, jit=False)
+    library = ctypes.CDLL(str(LIBRARY))
+    library.ms_diffusion_set_threads(threads)
+    try:
+        found, again = gradients(ours, x, jit=False), gradients(ours, x, jit=False)
+    finally:
+        library.ms_diffusion_set_threads(0)
+    for a, b, c in zip(found, again, expected, strict=True):
+        assert np.array_equal(a, b), "the same threads must give the same bits"
+        assert difference(a, c) < 1e-5
+
+
+def test_non_contiguous_input(monkeypatch):
+    ours, theirs = cells(monkeypatch, lambda: layers.Conv2d(6, 5, 3, bias=True))
+    x = Tensor(np.random.default_rng(2).normal(size=(6, 3, 7, 9)).astype(np.float32)).swapaxes(0, 1)
+    assert not x.is_contiguous()
+    assert difference(ours(x).asnumpy(), theirs(x).asnumpy()) < 1e-5
+
+
+def test_half_precision_goes_to_mindspore(monkeypatch):
+    ours, theirs = cells(monkeypatch, lambda: layers.GELU("erf"))
+    x = Tensor(np.linspace(-3, 3, 24).reshape(1, 2, 3, 4), ms.float16)
+    assert ours(x).dtype == ms.float16
+    assert np.array_equal(ours(x).asnumpy(), theirs(x).asnumpy())
+
+
+def test_extreme_values(monkeypatch):
+    """Where exponentials overflow or vanish the activations are 0, x, or NaN for NaN."""
+    monkeypatch.setitem(native._STATE, "library", str(LIBRARY))
+    x = Tensor(np.array([[[[-1e4, -100.0, 0.0, 100.0, 1e4, np.nan]]]], np.float32))
+    for name in ("gelu_erf", "gelu_tanh", "silu"):
+        y = native._activation(name)(x).asnumpy().ravel()
+        assert np.abs(y[:5] - [0, 0, 0, 100, 1e4]).max() < 1e-3 and np.isnan(y[5]), name
+
+
+class Weights(nn.Cell):
+    """Three parameters, one of them longer than what the kernel updates at once."""
+
+    def __init__(self):
+        super().__init__()
+        draw = np.random.default_rng(3)
+        for name, shape in (("a", (3, 5)), ("b", (20001,)), ("c", ())):
+            setattr(self, name, ms.Parameter(Tensor(draw.normal(size=shape), ms.float32), name=name))
+
+
+def test_global_norm(monkeypatch):
+    monkeypatch.setitem(native._STATE, "library", str(LIBRARY))
+    draw = np.random.default_rng(0)
+    arrays = [draw.normal(size=shape).astype(np.float32) for shape in ((3, 5), (20001,))]
+    expected = np.sqrt(sum((array.astype(np.float64) ** 2).sum() for array in arrays))
+    norm = native._make("global_norm")(*map(Tensor, arrays)).asnumpy()
+    assert abs(norm[0] / expected - 1) < 1e-6
+
+
+@pytest.mark.parametrize("jit", [False, True])
+def test_adam_is_mindspores_and_skips_what_is_not_finite(jit, monkeypatch):
+    monkeypatch.setitem(native._STATE, "library", str(LIBRARY))
+    adam = native._make("adam")
+    ours, theirs = Weights(), Weights()
+    config = TrainConfig(steps=10, lr=1e-2, lr_min=1e-2)
+    mine, other = make_optimizer(ours, config), make_optimizer(theirs, config)
+    everything = (mine.parameters, mine.moment1, mine.moment2)
+
+    def update(gradients, factor):
+        return adam(
+            *mine.parameters, *mine.moment1, *mine.moment2, *gradients, factor, mine.get_lr(), mine.beta1, mine.beta2,
+            mine.eps, mine.beta1_power, mine.beta2_power, mine.global_step,
+        )
+
+    update = ms.jit(update) if jit else update
+    draw = np.random.default_rng(4)
+    for step in range(3):
+        gradients = tuple(Tensor(draw.normal(size=p.shape), ms.float32) for p in ours.trainable_params())
+        other(gradients)
+        doubled = tuple(2 * gradient for gradient in gradients)
+        assert update(doubled, Tensor(0.5, ms.float32)).asnumpy() == step + 1
+        before = [p.asnumpy().copy() for group in everything for p in group]
+        assert update(doubled, Tensor(np.inf, ms.float32)).asnumpy() == step + 1, "a step that is skipped"
+        after = [p.asnumpy() for group in everything for p in group]
+        for a, b in zip(before, after):
+            assert np.array_equal(a, b)
+        for group, reference in zip(everything, (other.parameters, other.moment1, other.moment2)):
+            for a, b in zip(group, reference):
+                assert np.abs(a.asnumpy() - b.asnumpy()).max() < 1e-6
+        assert np.isclose(mine.beta2_power.asnumpy(), other.beta2_power.asnumpy(), rtol=1e-6)
+
+
+def test_memory_does_not_grow(monkeypatch):
+    ours, _ = cells(monkeypatch, lambda: layers.ConvNextBlock(8, 8))
+    x = Tensor(np.zeros((2, 8, 8, 8), np.float32))
+
+    def resident():
+        with open("/proc/self/statm") as statm:
+            return int(statm.read().split()[1]) * 4096
+
+    for _ in range(100):
+        ours(x).asnumpy()
+    before = resident()
+    for _ in range(1000):
+        ours(x).asnumpy()
+    assert resident() - before < 8 * 2**20
+
+
+@pytest.mark.parametrize("wanted", ["0", None])
+def test_switch(wanted, monkeypatch, capsys):
+    monkeypatch.setitem(native._STATE, "library", None)
+    monkeypatch.setenv("MS_DIFFUSION_NATIVE", wanted or "1")
+    assert native.enabled() == (wanted is None)
+    assert capsys.readouterr().err == ""
+
+
+def test_without_a_library_one_line_says_so(monkeypatch, capsys):
+    def missing():
+        raise native_build.NativeUnavailable("not built here")
+
+    monkeypatch.setitem(native._STATE, "library", None)
+    monkeypatch.delenv("MS_DIFFUSION_NATIVE", raising=False)
+    monkeypatch.setattr(native_build, "find", missing)
+    assert native.operator("silu") is None and native.operator("silu") is None
+    assert capsys.readouterr().err == "MindSpore's own CPU operators serve: not built here\n"
