@@ -245,9 +245,13 @@ class RuntimeConfig:
     """Where to compute; auto takes Ascend, else GPU, else CPU, as this machine has them."""
     mode: Literal["graph", "pynative"] = "graph"
     """graph compiles each step once with ms.jit; pynative runs operator by operator, for debugging."""
+    threads: Optional[int] = None
+    """Cores that an operator on the CPU may use; null takes all that the process may use."""
 
     def __post_init__(self) -> None:
         _require_choices("runtime", self)
+        allowed = self.threads is None or 1 <= self.threads <= 1024
+        _require(allowed, "runtime.threads", self.threads, "it must be null or from 1 to 1024")
 
 
 @dataclass(frozen=True)

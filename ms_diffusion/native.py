@@ -21,11 +21,10 @@ import os
 import sys
 from typing import Any, Callable, Optional
 
-import mindspore as ms
 from mindspore import Tensor, ops
 from mindspore import dtype as mstype
 
-from ms_diffusion import native_build
+from ms_diffusion import native_build, native_check, runtime
 
 NAMES = (
     "convolution", "convolution_bias", "halving", "halving_bias", "doubling", "doubling_bias", "depthwise",
@@ -46,22 +45,30 @@ def operator(name: str) -> Optional[ops.Custom]:
 
 
 def enabled() -> bool:
-    """Are there kernels for this machine, this device and this MindSpore, and are they wanted?"""
-    if ms.get_context("device_target") != "CPU":
-        return False
+    """Are there kernels for this machine, this device and this MindSpore, are they right, and are they wanted?"""
     if _STATE["library"] is None:
-        _STATE["library"] = _find()
+        _STATE["library"] = ""
+        try:
+            _open()
+        except native_build.NativeUnavailable as reason:
+            _STATE.update(library="", operators={})
+            print(f"MindSpore's own operators serve: {reason}", file=sys.stderr)
     return bool(_STATE["library"])
 
 
-def _find() -> str:
+def _open() -> None:
     if os.environ.get("MS_DIFFUSION_NATIVE") == "0":
-        return ""
-    try:
-        return str(native_build.find())
-    except native_build.NativeUnavailable as reason:
-        print(f"MindSpore's own CPU operators serve: {reason}", file=sys.stderr)
-        return ""
+        raise native_build.NativeUnavailable("MS_DIFFUSION_NATIVE is 0")
+    if runtime.device() != "CPU":
+        raise native_build.NativeUnavailable("the native kernels are for the CPU")
+    library = native_build.find()
+    native_build.load(library).ms_diffusion_set_threads(runtime.threads())
+    _STATE["library"] = str(library)
+    wrong = native_check.failure(operator)
+    if wrong is not None:
+        raise native_build.NativeUnavailable(
+            f"the native kernel {wrong} of {library} computes something else here: build with another compiler, by CXX"
+        )
 
 
 def _make(name: str) -> ops.Custom:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import platform
 import re
 import sys
 import warnings
 from pathlib import Path
+from typing import Any, Optional
 
 import mindspore as ms
 from mindspore import Tensor
@@ -24,17 +26,19 @@ _LIBRARIES = {
     },
 }
 _PLUGINS = {"Ascend": "libmindspore_ascend.so*", "GPU": "libmindspore_gpu.so*"}
+_CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")
 _MENDS = {
     "Ascend": "install CANN and source its set_env.sh",
     "GPU": "MindSpore 2.8 needs CUDA 11.1 or 11.6 with cuDNN 8, on LD_LIBRARY_PATH",
 }
-_SETUP = {"device": None}
+_SETUP = {"device": None, "threads": None}
 
 
 def setup(config: RuntimeConfig) -> str:
     """Take the device that `config` asks for and apply the settings measured for it; returns the device's name.
 
-    Raises `UserError`, saying what is missing, where this machine lacks the device.
+    Raises `UserError`, saying what is missing, where this machine lacks the device, and for another number of threads
+    than the process began with.
     """
     device = _choose(config.device)
     if device != "CPU":
@@ -45,6 +49,7 @@ def setup(config: RuntimeConfig) -> str:
                 "--runtime.device CPU"
             )
     _set_device(device)
+    _set_threads(config.threads)
     # Outside ms.jit everything is PyNative in both modes; `config.mode` says whether a step is compiled.
     ms.set_context(mode=ms.PYNATIVE_MODE)
     if device == "CPU":
@@ -52,6 +57,16 @@ def setup(config: RuntimeConfig) -> str:
         # Without this, short operators in PyNative wait for whole 4 ms ticks of the launch threads.
         ms.runtime.launch_blocking()
     return device
+
+
+def device() -> str:
+    """Where this process computes: CPU, GPU or Ascend."""
+    return _SETUP["device"] or ms.get_context("device_target")
+
+
+def threads() -> int:
+    """How many cores of the CPU one operator of this process may use; `setup` decides."""
+    return _SETUP["threads"] or _cores()
 
 
 def finish(outputs: tuple[Tensor, ...]) -> None:
@@ -110,6 +125,27 @@ def _set_device(device: str) -> None:
     _SETUP["device"] = device
 
 
+def _set_threads(asked: Optional[int]) -> None:
+    """MindSpore takes its number of threads once, before its first operator."""
+    wanted = asked or _cores()
+    if _SETUP["threads"] not in (None, wanted):
+        raise UserError(f"runtime.threads is {wanted}, and this process computes with {_SETUP['threads']}: begin anew")
+    if _SETUP["threads"] is None and wanted < (os.cpu_count() or 1):
+        # MindSpore counts the cores of the machine, also where the process may not use them all.
+        ms.device_context.cpu.op_tuning.threads_num(wanted)
+    _SETUP["threads"] = wanted
+
+
+def _cores() -> int:
+    """The cores that this process may use: by its affinity, and by the quota of a container."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        quota, period = _CPU_QUOTA.read_text().split()
+    except (OSError, ValueError):
+        return cores
+    return cores if quota == "max" else max(1, min(cores, int(quota) // int(period)))
+
+
 def _warn_of_slow_convolutions(version: str) -> None:
     major, minor = (int(part) for part in version.split(".")[:2])
     if (major, minor) >= (2, 9):
@@ -120,11 +156,11 @@ def _warn_of_slow_convolutions(version: str) -> None:
         )
 
 
-def versions() -> dict[str, str]:
-    """What a run's numbers depend on: versions, device and processor."""
+def versions() -> dict[str, Any]:
+    """What a run's numbers depend on: versions, device, threads and processor."""
     import numpy
 
     return {
         "mindspore": ms.__version__, "numpy": numpy.__version__, "python": platform.python_version(),
-        "device": _SETUP["device"] or "CPU", "machine": platform.machine(), "system": platform.platform(),
+        "device": device(), "threads": threads(), "machine": platform.machine(), "system": platform.platform(),
     }

@@ -16,7 +16,8 @@ ARROWS = {
     "runtime": {"config", "errors"},
     "native_build": set(),
     # floor 1
-    "native": {"native_build"},
+    "native_check": set(),
+    "native": {"native_build", "native_check", "runtime"},
     "layers": {"config", "errors", "native"},
     "diffusion": {"config", "schedules"},
     "visualize": {"errors"},

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from mindspore import Tensor, nn, ops
 
-from ms_diffusion import layers, native, native_build
+from ms_diffusion import layers, native, native_build, runtime
 from ms_diffusion.config import TrainConfig
 from ms_diffusion.training import make_optimizer
 
@@ -201,20 +201,51 @@ def test_memory_does_not_grow(monkeypatch):
     assert resident() - before < 8 * 2**20
 
 
-@pytest.mark.parametrize("wanted", ["0", None])
-def test_switch(wanted, monkeypatch, capsys):
-    monkeypatch.setitem(native._STATE, "library", None)
-    monkeypatch.setenv("MS_DIFFUSION_NATIVE", wanted or "1")
-    assert native.enabled() == (wanted is None)
-    assert capsys.readouterr().err == ""
-
-
 def test_without_a_library_one_line_says_so(monkeypatch, capsys):
     def missing():
         raise native_build.NativeUnavailable("not built here")
 
-    monkeypatch.setitem(native._STATE, "library", None)
-    monkeypatch.delenv("MS_DIFFUSION_NATIVE", raising=False)
     monkeypatch.setattr(native_build, "find", missing)
-    assert native.operator("silu") is None and native.operator("silu") is None
-    assert capsys.readouterr().err == "MindSpore's own CPU operators serve: not built here\n"
+    assert reopened(monkeypatch) is None and native.operator("silu") is None
+    assert capsys.readouterr().err == "MindSpore's own operators serve: not built here\n"
+
+
+def test_the_switch(monkeypatch, capsys):
+    monkeypatch.setattr(native_build, "find", lambda: LIBRARY)
+    assert reopened(monkeypatch) is not None and capsys.readouterr().err == ""
+    assert reopened(monkeypatch, wanted="0") is None
+    assert capsys.readouterr().err == "MindSpore's own operators serve: MS_DIFFUSION_NATIVE is 0\n"
+
+
+def test_another_device_has_none(monkeypatch, capsys):
+    monkeypatch.setattr(native_build, "find", lambda: LIBRARY)
+    monkeypatch.setattr(runtime, "device", lambda: "Ascend")
+    assert reopened(monkeypatch) is None
+    assert capsys.readouterr().err == "MindSpore's own operators serve: the native kernels are for the CPU\n"
+
+
+def test_a_library_that_the_system_refuses_is_one_line(tmp_path, monkeypatch, capsys):
+    broken = tmp_path / "kernels.so"
+    broken.write_bytes(b"no library")
+    monkeypatch.setattr(native_build, "find", lambda: broken)
+    assert reopened(monkeypatch) is None
+    error = capsys.readouterr().err
+    assert error.startswith(f"MindSpore's own operators serve: {broken} cannot be loaded") and error.count("\n") == 1
+
+
+def test_kernels_that_compute_something_else_do_not_serve(monkeypatch, capsys):
+    monkeypatch.setattr(native_build, "find", lambda: LIBRARY)
+    make = native._make
+    monkeypatch.setattr(native, "_make", lambda name: make("gelu_tanh" if name == "gelu_erf" else name))
+    assert reopened(monkeypatch) is None
+    error = capsys.readouterr().err
+    assert f"the native kernel gelu_erf of {LIBRARY} computes something else here" in error and error.count("\n") == 1
+    assert native.operator("silu") is None
+
+
+def reopened(monkeypatch, wanted="1"):
+    """An operator of a process that has just begun."""
+    monkeypatch.setitem(native._STATE, "library", None)
+    monkeypatch.setitem(native._STATE, "operators", {})
+    monkeypatch.setenv("MS_DIFFUSION_NATIVE", wanted)
+    return native.operator("silu")

@@ -69,3 +69,35 @@ def test_a_python_without_wheels_is_refused_in_one_line(version):
     assert result.returncode != 0
     last = result.stderr.strip().splitlines()[-1]
     assert "needs Python 3.9 to 3.12" in last and f"this is {version[0]}.{version[1]}" in last
+
+
+def test_threads_are_those_that_the_process_may_use(tmp_path, monkeypatch):
+    monkeypatch.setattr(runtime.os, "sched_getaffinity", lambda process: set(range(6)))
+    quota = tmp_path / "cpu.max"
+    monkeypatch.setattr(runtime, "_CPU_QUOTA", quota)
+    for text, cores in (("max 100000", 6), ("250000 100000", 2), ("50000 100000", 1), ("900000 100000", 6), ("?", 6)):
+        quota.write_text(text)
+        assert runtime._cores() == cores, text
+    monkeypatch.setattr(runtime, "_CPU_QUOTA", tmp_path / "absent")
+    assert runtime._cores() == 6
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_threads_reach_the_kernels(threads):
+    code = (
+        "import os; from ms_diffusion import native, runtime, config;"
+        f"runtime.setup(config.RuntimeConfig(device='CPU', threads={threads})); assert runtime.threads() == {threads};"
+        "import mindspore as ms, numpy as np;"
+        "f = native.operator('silu'); f and f(ms.Tensor(np.ones((1, 64, 64, 64), np.float32))).asnumpy();"
+        "names = [open(f'/proc/self/task/{task}/comm').read() for task in os.listdir('/proc/self/task')];"
+        "print(sum(name.startswith('ms_diffusion') for name in names) if f else 'none')"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.split()[-1] in (str(threads - 1), "none")
+
+
+def test_threads_are_chosen_once(monkeypatch):
+    monkeypatch.setitem(runtime._SETUP, "threads", 2)
+    runtime.setup(RuntimeConfig(device="CPU", threads=2))
+    with pytest.raises(UserError, match="runtime.threads is 5, and this process computes with 2"):
+        runtime.setup(RuntimeConfig(device="CPU", threads=5))

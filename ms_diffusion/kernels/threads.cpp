@@ -2,6 +2,8 @@
 //
 // OpenMP would give every thread of MindSpore that calls a kernel a team of its own, and they would fight for the cores.
 // Here a loop that finds the pool busy runs on the thread that called it.
+#include <pthread.h>
+
 #include <atomic>
 #include <chrono>
 #include <condition_variable>
@@ -61,6 +63,7 @@ class Pool {
 
   // Waits actively for a moment, because the next loop is mostly near, and then asleep.
   void work() {
+    pthread_setname_np(pthread_self(), "ms_diffusion");
     uint64_t seen = 0;
     for (;;) {
       const auto end = Clock::now() + std::chrono::microseconds(SPIN);
@@ -77,7 +80,7 @@ class Pool {
     }
   }
 
-  const int SPIN = std::getenv("KSPIN") ? std::atoi(std::getenv("KSPIN")) : 50;
+  static constexpr int SPIN = 50;  // microseconds
   std::mutex owner_, mutex_;
   std::condition_variable wake_;
   std::atomic<uint64_t> ticket_{0};
