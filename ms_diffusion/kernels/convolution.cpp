@@ -10,6 +10,8 @@ namespace {
 
 constexpr int64_t CHUNK = 96 * 1024;  // floats of planes that a thread works on at once: they stay in its L2 cache
 
+constexpr int64_t IMAGES_CHUNK = 192 * 1024;
+
 // The plane: `pad` columns of zeros after each row serve its right border and the next row's left one.
 struct Grid {
   int64_t height, width, pad, row, image, origin;
@@ -145,6 +147,77 @@ void convolve(int64_t batch, const Grid& grid, const Side& in, const float* x, c
   });
 }
 
+// ---- Small images: a vector holds one pixel of as many images as it has lanes, so no border is multiplied ----
+
+// What an output pixel reads: an input pixel, and the weight at `index` of the k x k.
+struct Reach {
+  int64_t pixel, index;
+};
+
+// in[channel][pixel][image] -> out[channel][pixel][image] for C channels; `weights` is [input][index][C].
+template <int C>
+void multiply_images(const float* in, int64_t in_pixels, int64_t inputs, const std::vector<std::vector<Reach>>& reaches,
+                     const float* weights, int64_t area, const float* bias, float* out) {
+  const int64_t out_pixels = reaches.size();
+  for (int64_t p = 0; p < out_pixels; ++p) {
+    Vector total[C];
+#pragma GCC unroll 16
+    for (int c = 0; c < C; ++c) total[c] = splat(bias ? bias[c] : 0.0f);
+    const float *from = in, *factors = weights;
+    for (int64_t i = 0; i < inputs; ++i, from += in_pixels * LANES, factors += area * C)
+      for (const Reach& reach : reaches[p]) {
+        const Vector x = load(from + reach.pixel * LANES);
+        const float* const factor = factors + reach.index * C;
+#pragma GCC unroll 16
+        for (int c = 0; c < C; ++c) total[c] += factor[c] * x;
+      }
+#pragma GCC unroll 16
+    for (int c = 0; c < C; ++c) store(out + (c * out_pixels + p) * LANES, total[c]);
+  }
+}
+
+// `convolve` by `reaches` of each pixel of `out`.
+void convolve_images(int64_t batch, const Side& in, const float* x, const Side& out, float* y,
+                     const std::vector<std::vector<Reach>>& reaches, int64_t area, const float* weights,
+                     int64_t out_stride, int64_t in_stride, const float* bias) {
+  constexpr int BLOCK = 2 * CHANNEL_BLOCK;
+  const int64_t inputs = in.channels, outputs = out.channels;
+  const int64_t in_pixels = in.height * in.width, out_pixels = out.height * out.width;
+  const int64_t blocks = divide_up(outputs, BLOCK), chunks = divide_up(batch, LANES);
+  const int64_t parts = chunks >= thread_count() ? 1 : std::min(blocks, divide_up(thread_count(), chunks));
+  float* const packed = scratch(WEIGHTS, outputs * inputs * area);
+  parallel(blocks, [&](int64_t, int64_t first, int64_t last) {
+    for_blocks<BLOCK>(first * BLOCK, std::min(outputs, last * BLOCK), [&](auto size, int64_t o) {
+      constexpr int C = decltype(size)::value;
+      float* to = packed + o * inputs * area;
+      for (int64_t i = 0; i < inputs; ++i)
+        for (int64_t index = 0; index < area; ++index)
+          for (int c = 0; c < C; ++c) *to++ = weights[(o + c) * out_stride + i * in_stride + index];
+    });
+  });
+  parallel(chunks * parts, [&](int64_t, int64_t first, int64_t last) {
+    float* const planes = scratch(PLANES, inputs * in_pixels * LANES);
+    float* const tiles = scratch(TILES, BLOCK * out_pixels * LANES);
+    int64_t filled = -1;
+    for (int64_t task = first; task < last; ++task) {
+      const int64_t chunk = task / parts, part = task % parts, here = std::min(LANES, batch - chunk * LANES);
+      if (chunk != filled)
+        transpose(x + chunk * LANES * in.image(), in.image(), here, in.image(), planes, LANES, LANES);
+      filled = chunk;
+      float* const to = y + chunk * LANES * out.image();
+      for_blocks<BLOCK>(blocks * part / parts * BLOCK, std::min(outputs, blocks * (part + 1) / parts * BLOCK),
+                        [&](auto size, int64_t o) {
+        constexpr int C = decltype(size)::value;
+        multiply_images<C>(planes, in_pixels, inputs, reaches, packed + o * inputs * area, area,
+                           bias ? bias + o : nullptr, tiles);
+        transpose(tiles, LANES, C * out_pixels, here, to + o * out_pixels, out.image(), C * out_pixels);
+      });
+    }
+  });
+}
+
+// ---- Gradients of the weights ----
+
 // sums[r * K + k][a] += sum over images, y and x of right[runs[r]][y][x + k] * left[y][x][a], for V vectors of a.
 template <int R, int K, int V>
 void accumulate(const float* left, int64_t left_stride, const float* right, const int64_t* runs, int64_t images,
@@ -216,7 +289,7 @@ void correlate_sides(int64_t batch, const Grid& grid, const Side& left, const fl
       const int64_t here = std::min(images, batch - chunk * images);
       const float* rights = y + chunk * images * right.image();
       for (int64_t i = 0; i < here; ++i)
-        transpose(x + (chunk * images + i) * left.image(), area, left.channels, area, lefts + i * area * rows, rows);
+        transpose(x + (chunk * images + i) * left.image(), area, left.channels, area, lefts + i * area * rows, rows, rows);
       const int64_t plane = in_place ? area : length;
       if (!in_place) {
         for (int64_t b = 0; b < right.channels; ++b)
@@ -300,14 +373,58 @@ struct Convolution {
   Convolution(const int64_t* small_shape, const int64_t* large_shape, int64_t kernel, int stride)
       : kernel(kernel), small(side_of(small_shape, 1)), large(side_of(large_shape, stride)),
         grid(divide_up(large.height, stride), divide_up(large.width, stride), stride == 1 ? kernel / 2 : 1) {}
+  int64_t stride() const { return large.step; }
+  int64_t pad() const { return stride() == 1 ? kernel / 2 : 1; }
+
+  // Of each pixel of the small side (`shrinking`) or of the large one, what it reads of the other: pixel p of the small
+  // side touches pixel stride p + i - pad of the large one by tap i.
+  std::vector<std::vector<Reach>> reaches(bool shrinking) const {
+    const Side &out = shrinking ? small : large, &in = shrinking ? large : small;
+    const auto touched = [&](int64_t p, int64_t i, int64_t size) -> int64_t {  // -1: none
+      const int64_t at = shrinking ? stride() * p + i - pad() : p + pad() - i;
+      const int64_t pixel = shrinking ? at : at / stride();
+      return at >= 0 && (shrinking || at % stride() == 0) && pixel < size ? pixel : -1;
+    };
+    std::vector<std::vector<Reach>> all;
+    for (int64_t y = 0; y < out.height; ++y)
+      for (int64_t x = 0; x < out.width; ++x) {
+        all.emplace_back();
+        for (int64_t i = 0; i < kernel; ++i)
+          for (int64_t j = 0; j < kernel; ++j) {
+            const int64_t row = touched(y, i, in.height), column = touched(x, j, in.width);
+            if (row >= 0 && column >= 0) all.back().push_back({row * in.width + column, i * kernel + j});
+          }
+      }
+    return all;
+  }
+  // Are fewer products needed if vectors are made of images, and do they fit into the cache?
+  bool by_images(int64_t batch, const Side& in, const Side& out) const {
+    if (kernel == 1 || LANES * (in.image() + 2 * CHANNEL_BLOCK * out.height * out.width) > IMAGES_CHUNK) return false;
+    const auto touching = [&](int64_t small, int64_t large) {
+      int64_t count = 0;
+      for (int64_t p = 0; p < small; ++p)
+        for (int64_t i = 0; i < kernel; ++i) {
+          const int64_t at = stride() * p + i - pad();
+          count += at >= 0 && at < large;
+        }
+      return count;
+    };
+    const int64_t pairs = touching(small.height, large.height) * touching(small.width, large.width);
+    return round_up(batch, LANES) * pairs < batch * grid.image * kernel * kernel;
+  }
+
   std::vector<Tap> taps() const { return large.step == 1 ? dense_taps(grid, kernel, 1) : halving_taps(grid); }
 
   void shrink(int64_t batch, const float* x, const float* weight, const float* bias, float* y) const {
     const int64_t area = kernel * kernel;
+    if (by_images(batch, large, small))
+      return convolve_images(batch, large, x, small, y, reaches(true), area, weight, large.channels * area, area, bias);
     convolve(batch, grid, large, x, small, y, {taps()}, weight, large.channels * area, area, bias);
   }
   void grow(int64_t batch, const float* y, const float* weight, const float* bias, float* x) const {
     const int64_t area = kernel * kernel;
+    if (by_images(batch, small, large))
+      return convolve_images(batch, small, y, large, x, reaches(false), area, weight, area, large.channels * area, bias);
     const auto turned = large.step == 1 ? std::vector<std::vector<Tap>>{dense_taps(grid, kernel, -1)} : doubling_taps(grid);
     convolve(batch, grid, small, y, large, x, turned, weight, area, large.channels * area, bias);
   }

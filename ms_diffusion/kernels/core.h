@@ -152,13 +152,14 @@ struct Size {
   static constexpr int value = N;
 };
 
-// Calls f(Size<n>, first) for blocks of LARGEST, and then of 4, 2 and 1, that fill [first, last).
+// Calls f(Size<n>, first) for blocks of LARGEST, and then of smaller powers of two, that fill [first, last).
 template <int LARGEST, class F>
 inline void for_blocks(int64_t first, int64_t last, F f) {
   for (; last - first >= LARGEST; first += LARGEST) f(Size<LARGEST>{}, first);
-  if (LARGEST > 4 && last - first >= 4) { f(Size<4>{}, first); first += 4; }
-  if (last - first >= 2) { f(Size<2>{}, first); first += 2; }
-  if (last - first >= 1) f(Size<1>{}, first);
+  if constexpr (LARGEST > 8) for_blocks<8>(first, last, f);
+  else if constexpr (LARGEST > 4) for_blocks<4>(first, last, f);
+  else if constexpr (LARGEST > 2) for_blocks<2>(first, last, f);
+  else if constexpr (LARGEST > 1) for_blocks<1>(first, last, f);
 }
 
 // out[a][t] += <left[a], right[t]> for all a < rows and t < columns.
@@ -197,16 +198,16 @@ inline void exchange_all(Vector* block) {
   }
 }
 
-// to[column][row] = from[row][column]; rows are filled up with zeros to a whole number of vectors, `to_stride`.
+// to[column][row] = from[row][column] for `rows` rows, and zeros from there to `filled`.
 inline void transpose(const float* from, int64_t from_stride, int64_t rows, int64_t columns, float* to,
-                      int64_t to_stride) {
-  for (int64_t row = 0; row < rows; row += LANES)
+                      int64_t to_stride, int64_t filled) {
+  for (int64_t row = 0; row < filled; row += LANES)
     for_vectors(columns, [&](int64_t column, int64_t n) {
       Vector block[LANES];
       for (int i = 0; i < LANES; ++i)
         block[i] = row + i < rows ? load_some(from + (row + i) * from_stride + column, n) : Vector{};
       exchange_all<1>(block);
-      for (int i = 0; i < n; ++i) store(to + (column + i) * to_stride + row, block[i]);
+      for (int i = 0; i < n; ++i) store_some(to + (column + i) * to_stride + row, block[i], std::min(LANES, filled - row));
     });
 }
 
