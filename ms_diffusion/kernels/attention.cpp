@@ -1,36 +1,47 @@
 // Linear attention and attention over the pixels, from q, k and v of all heads in one array to the values that come out.
-// Everything between is recomputed for the gradient: it is cheaper than to keep it. Matrices are (row, pixel); pixels
-// are filled up with zeros to whole vectors.
+// Everything between is recomputed for the gradient: it is cheaper than to keep it. Sums and softmaxes always run down the
+// columns of a matrix, so that no vector is ever summed up; what lies the other way round is turned first.
 #include <cmath>
 
 #include "core.h"
 
 namespace {
 
-// left (rows x n) times right (n x pixels); `left` lies as left[row * row_stride + n * stride].
-void product(const float* left, int64_t row_stride, int64_t stride, int64_t rows, int64_t n, float factor,
-             const float* right, int64_t pixels, float* out) {
-  float* const packed = scratch(WEIGHTS, rows * n);
-  const int64_t zero = 0;
-  for_blocks<CHANNEL_BLOCK>(0, rows, [&](auto size, int64_t row) {
-    constexpr int C = decltype(size)::value;
-    float* to = packed;
-    for (int64_t i = 0; i < n; ++i)
-      for (int c = 0; c < C; ++c) *to++ = factor * left[(row + c) * row_stride + i * stride];
-    int64_t p = 0;
-    for (; p + TILE <= pixels; p += TILE)
-      multiply<C, TILE_VECTORS>(right + p, pixels, n, &zero, 1, packed, nullptr, out + row * pixels + p, pixels);
-    for (; p < pixels; p += LANES)
-      multiply<C, 1>(right + p, pixels, n, &zero, 1, packed, nullptr, out + row * pixels + p, pixels);
-  });
+// C rows and V vectors of columns of `product`.
+template <int C, int V>
+inline void product_block(const float* left, int64_t row_stride, int64_t stride, int64_t n, float factor,
+                          const float* right, int64_t columns, float* out) {
+  Vector total[C][V] = {};
+  for (int64_t i = 0; i < n; ++i, left += stride, right += columns) {
+    Vector x[V];
+#pragma GCC unroll 8
+    for (int v = 0; v < V; ++v) x[v] = load(right + v * LANES);
+#pragma GCC unroll 8
+    for (int c = 0; c < C; ++c)
+#pragma GCC unroll 8
+      for (int v = 0; v < V; ++v) total[c][v] += left[c * row_stride] * x[v];
+  }
+#pragma GCC unroll 8
+  for (int c = 0; c < C; ++c)
+#pragma GCC unroll 8
+    for (int v = 0; v < V; ++v) store(out + c * columns + v * LANES, factor * total[c][v]);
 }
 
-// out (rows x columns) = left (rows x pixels) times right (columns x pixels) transposed
-void inner_products(const float* left, int64_t rows, const float* right, int64_t columns, int64_t pixels, float* out) {
-  const float** const pointers = reinterpret_cast<const float**>(scratch(ROWS, 2 * columns));
-  for (int64_t column = 0; column < columns; ++column) pointers[column] = right + column * pixels;
-  std::fill(out, out + rows * columns, 0.0f);
-  correlate_all(left, pixels, rows, pointers, columns, pixels, out, columns);
+// out (rows x columns) = factor * left (rows x n) times right (n x columns), where `left` lies as
+// left[row * row_stride + n * stride], and the columns are a whole number of vectors.
+void product(const float* left, int64_t row_stride, int64_t stride, int64_t rows, int64_t n, float factor,
+             const float* right, int64_t columns, float* out) {
+  for_blocks<CHANNEL_BLOCK>(0, rows, [&](auto size, int64_t row) {
+    constexpr int C = decltype(size)::value;
+    const float* const from = left + row * row_stride;
+    float* const to = out + row * columns;
+    int64_t p = 0;
+    for (; p + TILE <= columns; p += TILE)
+      product_block<C, TILE_VECTORS>(from, row_stride, stride, n, factor, right + p, columns, to + p);
+    for (; p + 2 * LANES <= columns; p += 2 * LANES)
+      product_block<C, 2>(from, row_stride, stride, n, factor, right + p, columns, to + p);
+    if (p < columns) product_block<C, 1>(from, row_stride, stride, n, factor, right + p, columns, to + p);
+  });
 }
 
 // The matrix of `rows` rows of `count` pixels, filled up to `pixels`.
@@ -45,83 +56,52 @@ void copy_out(const float* from, int64_t rows, int64_t count, int64_t pixels, fl
   for (int64_t row = 0; row < rows; ++row, from += pixels, to += count) std::copy(from, from + count, to);
 }
 
-inline float largest(Vector value) {
-  float result = value[0];
-  for (int i = 1; i < LANES; ++i) result = std::max(result, value[i]);
-  return result;
-}
-
-// Each row of `x` to its softmax over the first `count` pixels; the others become zero.
-void softmax_rows(float* x, int64_t rows, int64_t count, int64_t pixels) {
-  for (int64_t row = 0; row < rows; ++row, x += pixels) {
-    Vector top = splat(x[0]);
-    for_vectors(count, [&](int64_t p, int64_t n) {
-      Vector value = load(x + p);
-      if (n < LANES)
-        for (int64_t i = n; i < LANES; ++i) value[i] = x[0];
-      top = select(value > top, value, top);
-    });
-    const float highest = largest(top);
-    Vector total = {};
-    for_vectors(count, [&](int64_t p, int64_t n) {
-      const Vector e = exponential(load(x + p) - highest);
-      store_part(x + p, e, n);
-      total += load_part(x + p, n);
-    });
-    const float factor = 1.0f / sum(total);
-    for (int64_t p = 0; p < count; p += LANES) store(x + p, load(x + p) * factor);
-  }
-}
-
-// Each pixel's column of `x` to its softmax.
-void softmax_columns(float* x, int64_t rows, int64_t pixels) {
-  for (int64_t p = 0; p < pixels; p += LANES) {
+// Each column of `x` to its softmax.
+void softmax(float* x, int64_t rows, int64_t columns) {
+  for (int64_t p = 0; p < columns; p += LANES) {
     Vector top = load(x + p), total = {};
     for (int64_t row = 1; row < rows; ++row) {
-      const Vector value = load(x + row * pixels + p);
+      const Vector value = load(x + row * columns + p);
       top = select(value > top, value, top);
     }
     for (int64_t row = 0; row < rows; ++row) {
-      const Vector e = exponential(load(x + row * pixels + p) - top);
-      store(x + row * pixels + p, e);
+      const Vector e = exponential(load(x + row * columns + p) - top);
+      store(x + row * columns + p, e);
       total += e;
     }
     const Vector factor = 1.0f / total;
-    for (int64_t row = 0; row < rows; ++row) store(x + row * pixels + p, load(x + row * pixels + p) * factor);
+    for (int64_t row = 0; row < rows; ++row) store(x + row * columns + p, load(x + row * columns + p) * factor);
   }
 }
 
-// The gradient dy of a softmax y to that of its argument: y (dy - <y, dy>), by rows or by columns.
-void softmax_rows_gradient(const float* y, float* dy, int64_t rows, int64_t pixels, float factor) {
-  for (int64_t row = 0; row < rows; ++row, y += pixels, dy += pixels) {
-    Vector total = {};
-    for (int64_t p = 0; p < pixels; p += LANES) total += load(y + p) * load(dy + p);
-    const float mean = sum(total);
-    for (int64_t p = 0; p < pixels; p += LANES) store(dy + p, load(y + p) * (load(dy + p) - mean) * factor);
-  }
-}
-
-void softmax_columns_gradient(const float* y, float* dy, int64_t rows, int64_t pixels) {
-  for (int64_t p = 0; p < pixels; p += LANES) {
+// The gradient dy of a softmax y of columns to that of its argument: y (dy - <y, dy>).
+void softmax_gradient(const float* y, float* dy, int64_t rows, int64_t columns) {
+  for (int64_t p = 0; p < columns; p += LANES) {
     Vector mean = {};
-    for (int64_t row = 0; row < rows; ++row) mean += load(y + row * pixels + p) * load(dy + row * pixels + p);
+    for (int64_t row = 0; row < rows; ++row) mean += load(y + row * columns + p) * load(dy + row * columns + p);
     for (int64_t row = 0; row < rows; ++row) {
-      const int64_t at = row * pixels + p;
+      const int64_t at = row * columns + p;
       store(dy + at, load(y + at) * (load(dy + at) - mean));
     }
   }
 }
 
-// One head of one image: where its q, k and v begin, and the sizes.
+// One head of one image: where its q, k and v begin, and the sizes. A matrix is (row, column), its columns filled up with
+// zeros to whole vectors: (depth, pixel) as it comes, or turned, (pixel, depth).
 struct Heads {
-  int64_t batch, heads, depth, count, pixels;
+  int64_t batch, heads, depth, count, pixels, depths;
   explicit Heads(const int64_t* shape)  // (batch, 3 heads, depth, count)
-      : batch(shape[0]), heads(shape[1] / 3), depth(shape[2]), count(shape[3]), pixels(round_up(count, LANES)) {}
-  int64_t matrix() const { return depth * pixels; }
+      : batch(shape[0]), heads(shape[1] / 3), depth(shape[2]), count(shape[3]), pixels(round_up(count, LANES)),
+        depths(round_up(depth, LANES)) {}
+  int64_t matrix() const { return depths * pixels; }  // holds either
   // Element `part` (0, 1, 2: q, k, v) of the array of all, or of the output with one part only.
   int64_t at(int64_t task, int64_t part, int64_t parts) const {
     return ((task / heads * parts + part) * heads + task % heads) * depth * count;
   }
+  void read(const float* from, float* to) const { copy_in(from, depth, count, pixels, to); }
+  void read_turned(const float* from, float* to) const { transpose(from, count, depth, count, to, depths, depths); }
+  void write(const float* from, float* to) const { copy_out(from, depth, count, pixels, to); }
+  void write_turned(const float* from, float* to) const { transpose(from, depths, count, depth, to, count, count); }
 };
 
 // (q k v, scale) -> out: out = scale (softmax(k) v^T)^T softmax(q), the softmax of k over pixels and of q over depth
@@ -130,17 +110,18 @@ int linear_attention(void** data, int64_t** shapes) {
   const float *const qkv = floats(data[0]), scale = *floats(data[1]);
   float* const out = floats(data[2]);
   parallel(sizes.batch * sizes.heads, [&](int64_t, int64_t first, int64_t last) {
-    const int64_t depth = sizes.depth, pixels = sizes.pixels, matrix = sizes.matrix();
-    float *const q = scratch(PLANES, 4 * matrix), *const k = q + matrix, *const v = k + matrix, *const y = v + matrix;
-    float* const context = scratch(SUMS, depth * depth);
+    const int64_t depth = sizes.depth, depths = sizes.depths, count = sizes.count, pixels = sizes.pixels;
+    float *const q = scratch(PLANES, 4 * sizes.matrix()), *const k = q + sizes.matrix(), *const v = k + sizes.matrix();
+    float *const y = v + sizes.matrix(), *const context = scratch(SUMS, depth * depths);
     for (int64_t task = first; task < last; ++task) {
-      for (int part = 0; part < 3; ++part)
-        copy_in(qkv + sizes.at(task, part, 3), depth, sizes.count, pixels, q + part * matrix);
-      softmax_columns(q, depth, pixels);
-      softmax_rows(k, depth, sizes.count, pixels);
-      inner_products(k, depth, v, depth, pixels, context);  // [d][e]
-      product(context, 1, depth, depth, depth, scale, q, pixels, y);
-      copy_out(y, depth, sizes.count, pixels, out + sizes.at(task, 0, 1));
+      sizes.read(qkv + sizes.at(task, 0, 3), q);
+      sizes.read_turned(qkv + sizes.at(task, 1, 3), k);
+      sizes.read_turned(qkv + sizes.at(task, 2, 3), v);
+      softmax(q, depth, pixels);
+      softmax(k, count, depths);
+      product(k, 1, depths, depth, count, scale, v, depths, context);  // [d of k][d of v]
+      product(context, 1, depths, depth, depth, 1.0f, q, pixels, y);
+      sizes.write(y, out + sizes.at(task, 0, 1));
     }
   });
   return 0;
@@ -152,48 +133,51 @@ int linear_attention_gradient(void** data, int64_t** shapes) {
   const float *const qkv = floats(data[0]), scale = *floats(data[1]), *const dout = floats(data[2]);
   float* const dqkv = floats(data[3]);
   parallel(sizes.batch * sizes.heads, [&](int64_t, int64_t first, int64_t last) {
-    const int64_t depth = sizes.depth, pixels = sizes.pixels, matrix = sizes.matrix();
-    float *const q = scratch(PLANES, 5 * matrix), *const k = q + matrix, *const v = k + matrix;
-    float *const dy = v + matrix, *const gradient = dy + matrix;
-    float *const context = scratch(SUMS, 2 * depth * depth), *const dcontext = context + depth * depth;
+    const int64_t depth = sizes.depth, depths = sizes.depths, count = sizes.count, pixels = sizes.pixels;
+    float *const q = scratch(PLANES, 6 * sizes.matrix()), *const k = q + sizes.matrix(), *const v = k + sizes.matrix();
+    float *const dy = v + sizes.matrix(), *const dy_turned = dy + sizes.matrix(), *const gradient = dy_turned + sizes.matrix();
+    float *const context = scratch(SUMS, 3 * depth * depths), *const dcontext = context + depth * depths;
+    float* const dcontext_turned = dcontext + depth * depths;
     for (int64_t task = first; task < last; ++task) {
-      for (int part = 0; part < 3; ++part)
-        copy_in(qkv + sizes.at(task, part, 3), depth, sizes.count, pixels, q + part * matrix);
-      copy_in(dout + sizes.at(task, 0, 1), depth, sizes.count, pixels, dy);
-      softmax_columns(q, depth, pixels);
-      softmax_rows(k, depth, sizes.count, pixels);
-      inner_products(k, depth, v, depth, pixels, context);
-      inner_products(q, depth, dy, depth, pixels, dcontext);
-      product(context, depth, 1, depth, depth, scale, dy, pixels, gradient);
-      softmax_columns_gradient(q, gradient, depth, pixels);
-      copy_out(gradient, depth, sizes.count, pixels, dqkv + sizes.at(task, 0, 3));
-      product(dcontext, depth, 1, depth, depth, scale, v, pixels, gradient);
-      softmax_rows_gradient(k, gradient, depth, pixels, 1.0f);
-      copy_out(gradient, depth, sizes.count, pixels, dqkv + sizes.at(task, 1, 3));
-      product(dcontext, 1, depth, depth, depth, scale, k, pixels, gradient);
-      copy_out(gradient, depth, sizes.count, pixels, dqkv + sizes.at(task, 2, 3));
+      sizes.read(qkv + sizes.at(task, 0, 3), q);
+      sizes.read_turned(qkv + sizes.at(task, 1, 3), k);
+      sizes.read_turned(qkv + sizes.at(task, 2, 3), v);
+      sizes.read(dout + sizes.at(task, 0, 1), dy);
+      sizes.read_turned(dout + sizes.at(task, 0, 1), dy_turned);
+      softmax(q, depth, pixels);
+      softmax(k, count, depths);
+      product(k, 1, depths, depth, count, scale, v, depths, context);
+      product(q, pixels, 1, depth, count, scale, dy_turned, depths, dcontext);
+      transpose(dcontext, depths, depth, depth, dcontext_turned, depths, depths);
+      product(context, depths, 1, depth, depth, 1.0f, dy, pixels, gradient);
+      softmax_gradient(q, gradient, depth, pixels);
+      sizes.write(gradient, dqkv + sizes.at(task, 0, 3));
+      product(v, depths, 1, count, depth, 1.0f, dcontext_turned, depths, gradient);
+      softmax_gradient(k, gradient, count, depths);
+      sizes.write_turned(gradient, dqkv + sizes.at(task, 1, 3));
+      product(k, depths, 1, count, depth, 1.0f, dcontext, depths, gradient);
+      sizes.write_turned(gradient, dqkv + sizes.at(task, 2, 3));
     }
   });
   return 0;
 }
 
-// (q k v, scale) -> out = v softmax(scale q^T k)^T, the softmax over the pixels of k
+// (q k v, scale) -> out = v softmax(scale k^T q), the softmax over the pixels of k
 int attention(void** data, int64_t** shapes) {
   const Heads sizes(shapes[0]);
   const float *const qkv = floats(data[0]), scale = *floats(data[1]);
   float* const out = floats(data[2]);
   parallel(sizes.batch * sizes.heads, [&](int64_t, int64_t first, int64_t last) {
-    const int64_t depth = sizes.depth, count = sizes.count, pixels = sizes.pixels, matrix = sizes.matrix();
-    float *const q = scratch(PLANES, 3 * matrix), *const k = q + matrix, *const v = k + matrix;
-    float* const weights = scratch(OTHER_PLANES, count * pixels);  // [i of q][j of k]
-    float* const y = scratch(SUMS, depth * count);
+    const int64_t depth = sizes.depth, count = sizes.count, pixels = sizes.pixels;
+    float *const q = scratch(PLANES, 2 * sizes.matrix()), *const y = q + sizes.matrix();
+    float* const weights = scratch(OTHER_PLANES, count * pixels);  // [pixel of k][pixel of q]
     for (int64_t task = first; task < last; ++task) {
-      for (int part = 0; part < 3; ++part)
-        copy_in(qkv + sizes.at(task, part, 3), depth, count, pixels, q + part * matrix);
-      product(q, 1, pixels, count, depth, scale, k, pixels, weights);
-      softmax_rows(weights, count, count, pixels);
-      inner_products(v, depth, weights, count, pixels, y);
-      std::copy(y, y + depth * count, out + sizes.at(task, 0, 1));
+      const float *const k = qkv + sizes.at(task, 1, 3), *const v = qkv + sizes.at(task, 2, 3);
+      sizes.read(qkv + sizes.at(task, 0, 3), q);
+      product(k, 1, count, count, depth, scale, q, pixels, weights);
+      softmax(weights, count, pixels);
+      product(v, count, 1, depth, count, 1.0f, weights, pixels, y);
+      sizes.write(y, out + sizes.at(task, 0, 1));
     }
   });
   return 0;
@@ -205,24 +189,26 @@ int attention_gradient(void** data, int64_t** shapes) {
   const float *const qkv = floats(data[0]), scale = *floats(data[1]), *const dout = floats(data[2]);
   float* const dqkv = floats(data[3]);
   parallel(sizes.batch * sizes.heads, [&](int64_t, int64_t first, int64_t last) {
-    const int64_t depth = sizes.depth, count = sizes.count, pixels = sizes.pixels, matrix = sizes.matrix();
-    float *const q = scratch(PLANES, 4 * matrix), *const k = q + matrix, *const v = k + matrix, *const gradient = v + matrix;
+    const int64_t depth = sizes.depth, depths = sizes.depths, count = sizes.count, pixels = sizes.pixels;
+    float *const q = scratch(PLANES, 5 * sizes.matrix()), *const q_turned = q + sizes.matrix();
+    float *const dy = q_turned + sizes.matrix(), *const dy_turned = dy + sizes.matrix(), *const gradient = dy_turned + sizes.matrix();
     float *const weights = scratch(OTHER_PLANES, 2 * count * pixels), *const dweights = weights + count * pixels;
-    float* const dq = scratch(SUMS, depth * count);
     for (int64_t task = first; task < last; ++task) {
-      for (int part = 0; part < 3; ++part)
-        copy_in(qkv + sizes.at(task, part, 3), depth, count, pixels, q + part * matrix);
-      const float* const dy = dout + sizes.at(task, 0, 1);  // [d][i]
-      product(q, 1, pixels, count, depth, scale, k, pixels, weights);
-      softmax_rows(weights, count, count, pixels);
-      product(dy, 1, count, count, depth, 1.0f, v, pixels, dweights);
-      softmax_rows_gradient(weights, dweights, count, pixels, scale);
-      inner_products(k, depth, dweights, count, pixels, dq);
-      std::copy(dq, dq + depth * count, dqkv + sizes.at(task, 0, 3));
-      product(q, pixels, 1, depth, count, 1.0f, dweights, pixels, gradient);
-      copy_out(gradient, depth, count, pixels, dqkv + sizes.at(task, 1, 3));
-      product(dy, count, 1, depth, count, 1.0f, weights, pixels, gradient);
-      copy_out(gradient, depth, count, pixels, dqkv + sizes.at(task, 2, 3));
+      const float *const k = qkv + sizes.at(task, 1, 3), *const v = qkv + sizes.at(task, 2, 3);
+      sizes.read(qkv + sizes.at(task, 0, 3), q);
+      sizes.read_turned(qkv + sizes.at(task, 0, 3), q_turned);
+      sizes.read(dout + sizes.at(task, 0, 1), dy);
+      sizes.read_turned(dout + sizes.at(task, 0, 1), dy_turned);
+      product(k, 1, count, count, depth, scale, q, pixels, weights);
+      softmax(weights, count, pixels);
+      product(v, 1, count, count, depth, 1.0f, dy, pixels, dweights);
+      softmax_gradient(weights, dweights, count, pixels);
+      product(k, count, 1, depth, count, scale, dweights, pixels, gradient);
+      sizes.write(gradient, dqkv + sizes.at(task, 0, 3));
+      product(dweights, pixels, 1, count, count, scale, q_turned, depths, gradient);
+      sizes.write_turned(gradient, dqkv + sizes.at(task, 1, 3));
+      product(weights, pixels, 1, count, count, 1.0f, dy_turned, depths, gradient);
+      sizes.write_turned(gradient, dqkv + sizes.at(task, 2, 3));
     }
   });
   return 0;
