@@ -1,81 +1,14 @@
-// Convolutions without reordering of layouts. The images of a chunk are copied into planes with a border of zeros, row
-// after row and image after image, on which each tap of the kernel is a constant offset. A convolution is then one
-// matrix product over long vectors of pixels, and so are its gradients. Stride 2 splits an image into four planes by
-// the parity of row and column, on which the stride is 1.
-#include <vector>
-
-#include "core.h"
+// Convolutions of stride 1 and 2, and the transposed one, with their gradients. Of large images a chunk is copied onto
+// planes (planes.h), and the convolution is one matrix product over long vectors of pixels; of small ones vectors are made
+// of the same pixel of many images.
+#include "planes.h"
 
 namespace {
 
-constexpr int64_t CHUNK = 96 * 1024;  // floats of planes that a thread works on at once: they stay in its L2 cache
+// Floats that a thread works on at once, so that they stay in its L2 cache.
+constexpr int64_t CHUNK = 96 * 1024, IMAGES_CHUNK = 192 * 1024;
 
-constexpr int64_t IMAGES_CHUNK = 192 * 1024;
-
-// The plane: `pad` columns of zeros after each row serve its right border and the next row's left one.
-struct Grid {
-  int64_t height, width, pad, row, image, origin;
-  Grid(int64_t height, int64_t width, int64_t pad)
-      : height(height), width(width), pad(pad), row(width + pad), image((height + pad) * row), origin(pad * row + pad) {}
-  int64_t used(int64_t images) const { return round_up(images * image, TILE); }
-  int64_t length(int64_t images) const { return round_up(used(images) + 2 * origin, LANES) + LANES; }
-};
-
-// One side of a convolution, (channels, height, width) an image; step 2 means four planes a channel.
-struct Side {
-  int64_t channels, height, width;
-  int step;
-  int64_t phases() const { return step * step; }
-  int64_t image() const { return channels * height * width; }
-  int64_t rows(int64_t phase) const { return (height - phase / step + step - 1) / step; }
-  int64_t columns(int64_t phase) const { return (width - phase % step + step - 1) / step; }
-  int64_t first(int64_t phase) const { return phase / step * width + phase % step; }
-};
-
-// A tap reads plane `phase` at `offset` and has the weight at `index` of its k x k.
-struct Tap {
-  int64_t phase, offset, index;
-};
-
-template <int STEP>
-inline void copy_in(float* to, const float* from, int64_t count) {
-  for (int64_t i = 0; i < count; ++i) to[i] = from[i * STEP];
-}
-template <int STEP>
-inline void copy_out(float* to, const float* from, int64_t count) {
-  for (int64_t i = 0; i < count; ++i) to[i * STEP] = from[i];
-}
-
-// The planes of one channel of `images` images.
-void fill(const Grid& grid, const Side& side, int64_t images, const float* from, float* to, int64_t length) {
-  for (int64_t phase = 0; phase < side.phases(); ++phase, to += length) {
-    const int64_t rows = side.rows(phase), columns = side.columns(phase);
-    std::fill(to, to + grid.origin, 0.0f);
-    float* out = to + grid.origin;
-    for (int64_t image = 0; image < images; ++image) {
-      const float* in = from + image * side.image() + side.first(phase);
-      for (int64_t y = 0; y < rows; ++y, out += grid.row, in += side.step * side.width) {
-        if (side.step == 1) copy_in<1>(out, in, columns); else copy_in<2>(out, in, columns);
-        for (int64_t x = columns; x < grid.row; ++x) out[x] = 0.0f;
-      }
-      float* const next = out + (grid.height + grid.pad - rows) * grid.row;
-      std::fill(out, next, 0.0f);
-      out = next;
-    }
-    std::fill(out, to + length, 0.0f);
-  }
-}
-
-// Back from a plane without border to one phase of one channel.
-void drain(const Grid& grid, const Side& side, int64_t phase, int64_t images, const float* from, float* to) {
-  for (int64_t image = 0; image < images; ++image) {
-    const float* in = from + image * grid.image;
-    float* out = to + image * side.image() + side.first(phase);
-    for (int64_t y = 0; y < side.rows(phase); ++y, in += grid.row, out += side.step * side.width) {
-      if (side.step == 1) copy_out<1>(out, in, side.columns(phase)); else copy_out<2>(out, in, side.columns(phase));
-    }
-  }
-}
+// ---- Large images: vectors of pixels ----
 
 int64_t images_at_once(int64_t batch, int64_t floats_of_image) {
   return std::max<int64_t>(1, std::min(divide_up(batch, thread_count()), CHUNK / floats_of_image));
@@ -147,7 +80,7 @@ void convolve(int64_t batch, const Grid& grid, const Side& in, const float* x, c
   });
 }
 
-// ---- Small images: a vector holds one pixel of as many images as it has lanes, so no border is multiplied ----
+// ---- Small images: a vector is one pixel of as many images as it has lanes, so no border is multiplied ----
 
 // What an output pixel reads: an input pixel, and the weight at `index` of the k x k.
 struct Reach {
@@ -324,15 +257,6 @@ void correlate_sides(int64_t batch, const Grid& grid, const Side& left, const fl
   });
 }
 
-// The k x k taps of stride 1; `sign` -1 turns the kernel round, as the gradient wants it.
-std::vector<Tap> dense_taps(const Grid& grid, int64_t k, int sign) {
-  std::vector<Tap> taps;
-  for (int64_t i = 0; i < k; ++i)
-    for (int64_t j = 0; j < k; ++j)
-      taps.push_back({0, sign * ((i - grid.pad) * grid.row + (j - grid.pad)), i * k + j});
-  return taps;
-}
-
 // The 4 x 4 taps of stride 2, phase by phase: row 2 y + i - 1 of the large side is row y of the plane of its parity, or
 // a neighbour of it.
 std::vector<Tap> halving_taps(const Grid& grid) {
@@ -352,19 +276,6 @@ std::vector<std::vector<Tap>> doubling_taps(const Grid& grid) {
   return taps;
 }
 
-void sum_channels(int64_t batch, const Side& side, const float* x, float* sums) {
-  const int64_t pixels = side.height * side.width;
-  parallel(side.channels, [&](int64_t, int64_t first, int64_t last) {
-    for (int64_t c = first; c < last; ++c) {
-      Vector total = {};
-      for (int64_t b = 0; b < batch; ++b)
-        for_vectors(pixels, [&](int64_t p, int64_t n) { total += load_some(x + b * side.image() + c * pixels + p, n); });
-      sums[c] = sum(total);
-    }
-  });
-}
-
-Side side_of(const int64_t* shape, int step) { return {shape[1], shape[2], shape[3], step}; }
 // A convolution and its gradients between a small and a large side, which are alike at stride 1.
 struct Convolution {
   int64_t kernel;
@@ -437,73 +348,6 @@ struct Convolution {
   }
 };
 
-// ---- Depthwise: each channel has a kernel of its own ----
-
-struct Depthwise {
-  int64_t batch, channels, kernel;
-  Side side;  // of one channel; the images of a channel are `stride` apart
-  Grid grid;
-  int64_t images, chunks, length, pixels;
-  std::vector<Tap> taps;
-  Depthwise(const int64_t* shape, int64_t kernel)
-      : batch(shape[0]), channels(shape[1]), kernel(kernel), side{shape[1], shape[2], shape[3], 1},
-        grid(shape[2], shape[3], kernel / 2),
-        images(std::max<int64_t>(1, std::min<int64_t>(batch, 8192 / grid.image))), chunks(divide_up(batch, images)),
-        length(grid.length(images) + TILE), pixels(round_up(images * grid.image, 8 * LANES)),
-        taps(dense_taps(grid, kernel, 1)) {}
-  int64_t here(int64_t chunk) const { return std::min(images, batch - chunk * images); }
-  int64_t at(int64_t chunk, int64_t c) const { return chunk * images * side.image() + c * side.height * side.width; }
-  int64_t planes() const { return length + 8 * LANES; }
-
-  // y = bias + x * weight; `sign` -1 turns the kernel round.
-  void apply(const float* x, const float* weight, const float* bias, int sign, float* y) const {
-    parallel(channels * chunks, [&](int64_t, int64_t first, int64_t last) {
-      float* const plane = scratch(PLANES, planes());
-      float* const tiles = scratch(TILES, pixels);
-      for (int64_t task = first; task < last; ++task) {
-        const int64_t chunk = task / channels, c = task % channels;
-        fill(grid, side, here(chunk), x + at(chunk, c), plane, planes());
-        const int64_t count = here(chunk) * grid.image;
-        for (int64_t p = 0; p < count; p += 8 * LANES)
-          convolve_tile(plane + grid.origin + p, weight + c * kernel * kernel, bias ? bias[c] : 0.0f, sign, tiles + p);
-        drain(grid, side, 0, here(chunk), tiles, y + at(chunk, c));
-      }
-    });
-  }
-
-  void convolve_tile(const float* in, const float* weight, float bias, int sign, float* out) const {
-    Vector total[8];
-#pragma GCC unroll 8
-    for (int v = 0; v < 8; ++v) total[v] = splat(bias);
-    for (const Tap& tap : taps) {
-      const Vector factor = splat(weight[tap.index]);
-      const float* const from = in + sign * tap.offset;
-#pragma GCC unroll 8
-      for (int v = 0; v < 8; ++v) total[v] += factor * load(from + v * LANES);
-    }
-#pragma GCC unroll 8
-    for (int v = 0; v < 8; ++v) store(out + v * LANES, total[v]);
-  }
-
-  void weights(const float* y, const float* x, float* gradient) const {
-    const int64_t area = kernel * kernel;
-    parallel(channels, [&](int64_t, int64_t first, int64_t last) {
-      float* const plane = scratch(PLANES, planes());
-      float* const other = scratch(OTHER_PLANES, planes());
-      std::vector<const float*> pointers;
-      for (const Tap& tap : taps) pointers.push_back(plane + grid.origin + tap.offset);
-      std::fill(gradient + first * area, gradient + last * area, 0.0f);
-      for (int64_t c = first; c < last; ++c)
-        for (int64_t chunk = 0; chunk < chunks; ++chunk) {
-          fill(grid, side, here(chunk), x + at(chunk, c), plane, planes());
-          fill(grid, side, here(chunk), y + at(chunk, c), other, planes());
-          correlate_all(other + grid.origin, 0, 1, pointers.data(), area, round_up(here(chunk) * grid.image, LANES),
-                        gradient + c * area, area);
-        }
-    });
-  }
-};
-
 // (x, weight[, bias]) -> y; weight (out, in, k, k); the stride, 1 or 2, follows from the sizes of x and y.
 int convolution(int count, void** data, int64_t** shapes) {
   const int64_t* const shape = shapes[count - 1];
@@ -541,32 +385,8 @@ int doubling_gradient(int count, void** data, int64_t** shapes) {
   return 0;
 }
 
-// (x, weight[, bias]) -> y; weight (channels, 1, k, k)
-int depthwise(int count, void** data, int64_t** shapes) {
-  Depthwise(shapes[0], shapes[1][2])
-      .apply(floats(data[0]), floats(data[1]), count == 4 ? floats(data[2]) : nullptr, 1, floats(data[count - 1]));
-  return 0;
-}
-
-// (x, weight, dy) -> dx, dweight[, dbias]
-int depthwise_gradient(int count, void** data, int64_t** shapes) {
-  const Depthwise geometry(shapes[0], shapes[1][2]);
-  geometry.apply(floats(data[2]), floats(data[1]), nullptr, -1, floats(data[3]));
-  geometry.weights(floats(data[2]), floats(data[0]), floats(data[4]));
-  if (count == 6) sum_channels(geometry.batch, geometry.side, floats(data[2]), floats(data[5]));
-  return 0;
-}
-
 }  // namespace
-
-// MindSpore confuses operators that share a symbol: each of stride, depth and bias has one of its own.
-#define KERNELS(name, function)                                                                    \
-  KERNEL(ms_diffusion_##name) { return function(count, data, shapes); }                             \
-  KERNEL(ms_diffusion_##name##_bias) { return function(count, data, shapes); }                      \
-  KERNEL(ms_diffusion_##name##_gradient) { return function##_gradient(count, data, shapes); }       \
-  KERNEL(ms_diffusion_##name##_bias_gradient) { return function##_gradient(count, data, shapes); }
 
 KERNELS(convolution, convolution)
 KERNELS(halving, convolution)
 KERNELS(doubling, doubling)
-KERNELS(depthwise, depthwise)

@@ -1,5 +1,5 @@
-// What every kernel is made of: vectors of the machine's width, a parallel loop, scratch memory, and two small
-// matrix products. Vectors are the compiler's own extension, so the same source serves AVX-512, AVX2, SSE and NEON.
+// What every kernel is made of: vectors of the machine's width, a parallel loop, scratch memory, a small matrix product
+// and a transposition. Vectors are the compiler's own extension, so the same source serves AVX-512, AVX2, SSE and NEON.
 #pragma once
 
 #include <algorithm>
@@ -99,7 +99,7 @@ void parallel(int64_t count, F f) {
 enum Slot { PLANES, OTHER_PLANES, TILES, WEIGHTS, SUMS, ROWS, SLOTS };
 float* scratch(Slot slot, int64_t count);
 
-// ---- Two matrix products ----
+// ---- A matrix product and a transposition ----
 
 // out[c][p] = bias[c] + sum over i, k of weights[i][k][c] * in[i][offsets[k] + p], for C channels and V vectors of p.
 template <int C, int V>
@@ -127,26 +127,6 @@ inline void multiply(const float* in, int64_t in_stride, int64_t channels, const
     for (int v = 0; v < V; ++v) store(out + c * out_stride + v * LANES, total[c][v]);
 }
 
-// out[a][t] += sum over p of left[a][p] * right[t][p], p < count, a whole number of vectors.
-template <int A, int T>
-inline void correlate(const float* left, int64_t left_stride, const float* const* right, int64_t count, float* out,
-                      int64_t out_stride) {
-  Vector total[A][T] = {};
-  for (int64_t p = 0; p < count; p += LANES) {
-    Vector x[A];
-#pragma GCC unroll 8
-    for (int a = 0; a < A; ++a) x[a] = load(left + a * left_stride + p);
-#pragma GCC unroll 8
-    for (int t = 0; t < T; ++t) {
-      const Vector y = load(right[t] + p);
-#pragma GCC unroll 8
-      for (int a = 0; a < A; ++a) total[a][t] += x[a] * y;
-    }
-  }
-  for (int a = 0; a < A; ++a)
-    for (int t = 0; t < T; ++t) out[a * out_stride + t] += sum(total[a][t]);
-}
-
 template <int N>
 struct Size {
   static constexpr int value = N;
@@ -160,19 +140,6 @@ inline void for_blocks(int64_t first, int64_t last, F f) {
   else if constexpr (LARGEST > 4) for_blocks<4>(first, last, f);
   else if constexpr (LARGEST > 2) for_blocks<2>(first, last, f);
   else if constexpr (LARGEST > 1) for_blocks<1>(first, last, f);
-}
-
-// out[a][t] += <left[a], right[t]> for all a < rows and t < columns.
-inline void correlate_all(const float* left, int64_t left_stride, int64_t rows, const float* const* right,
-                          int64_t columns, int64_t count, float* out, int64_t out_stride) {
-  constexpr int A = CHANNEL_BLOCK / 2;
-  constexpr int T = CHANNEL_BLOCK == 8 ? 6 : 4;
-  for_blocks<A>(0, rows, [&](auto a, int64_t row) {
-    for_blocks<T>(0, columns, [&](auto t, int64_t column) {
-      correlate<decltype(a)::value, decltype(t)::value>(left + row * left_stride, left_stride, right + column, count,
-                                                        out + row * out_stride + column, out_stride);
-    });
-  });
 }
 
 // One stage of a transposition: exchanges lanes between two vectors that are S rows apart.
