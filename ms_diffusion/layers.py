@@ -13,7 +13,7 @@ import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
 from mindspore import dtype as mstype
 
-from ms_diffusion import native
+from ms_diffusion import native, runtime
 from ms_diffusion.config import ModelConfig
 from ms_diffusion.errors import UserError
 
@@ -72,12 +72,17 @@ class GELU(nn.GELU):
     def __init__(self, form: str) -> None:
         super().__init__(approximate=form == "tanh")
         self.native = native.operator(f"gelu_{form}")
+        self.by_sigmoid = form == "tanh" and runtime.device() == "CPU"
 
     def construct(self, x: Tensor) -> Tensor:
         """Element by element."""
-        if self.native is None or x.dtype != mstype.float32:
-            return super().construct(x)
-        return self.native(x)
+        if self.native is not None and x.dtype == mstype.float32:
+            return self.native(x)
+        if self.by_sigmoid:
+            # x (1 + tanh u) / 2 = x sigmoid(2 u), u = sqrt(2 / pi) (x + 0.044715 x^3): on a CPU MindSpore's sigmoid
+            # uses vectors, its GELU does not, and a training step was 13 % shorter.
+            return x * ops.sigmoid(x * (1.5957691216 + 0.0713548163 * x * x))
+        return super().construct(x)
 
 
 class SiLU(nn.SiLU):

@@ -18,7 +18,7 @@ ARROWS = {
     # floor 1
     "native_check": set(),
     "native": {"native_build", "native_check", "runtime"},
-    "layers": {"config", "errors", "native"},
+    "layers": {"config", "errors", "native", "runtime"},
     "diffusion": {"config", "schedules"},
     "visualize": {"errors"},
     "comparison_report": {"config", "data", "errors", "visualize"},
