@@ -30,7 +30,7 @@ def main() -> None:
     print("recognised: " + " ".join(f"{count:4d}" for count in counts))
     print(
         f"{np.count_nonzero(counts)} of 10 digits found; {len(sure)} of {len(images)} images recognised with "
-        f"probability {options.sure:g} or more"
+        f"probability {options.sure:g} or more; mean probability {probabilities.mean():.3f}"
     )
 
 
