@@ -1,13 +1,14 @@
 """The native kernels against MindSpore's operators: forward and gradients, odd sizes, both modes, any thread count."""
 
 import ctypes
+import shutil
 
 import mindspore as ms
 import numpy as np
 import pytest
 from mindspore import Tensor, nn, ops
 
-from ms_diffusion import layers, native, native_build, runtime
+from ms_diffusion import layers, native, native_build, native_check, runtime
 from ms_diffusion.config import TrainConfig
 from ms_diffusion.training import make_optimizer
 
@@ -114,6 +115,22 @@ def test_any_number_of_threads(threads, monkeypatch):
     for a, b, c in zip(found, again, expected, strict=True):
         assert np.array_equal(a, b), "the same threads must give the same bits"
         assert difference(a, c) < 1e-5
+
+
+@pytest.mark.parametrize(
+    "compiler, target, feature",
+    [("g++", "haswell", "avx2"), ("g++", "x86-64", "sse2"), ("clang++", "native", ""), ("clang++", "haswell", "avx2")],
+)
+def test_other_compilers_and_narrower_vectors(compiler, target, feature, monkeypatch, tmp_path):
+    if shutil.which(compiler) is None:
+        pytest.skip(f"no {compiler} here")
+    if feature not in ["", *native_build._processor().split()]:
+        pytest.skip(f"no {feature} here")
+    monkeypatch.setenv("CXX", compiler)
+    flags = (f"-march={target}" if flag == "-march=native" else flag for flag in native_build.FLAGS)
+    monkeypatch.setattr(native_build, "FLAGS", tuple(flags))
+    monkeypatch.setitem(native._STATE, "library", str(native_build.build(tmp_path)))
+    assert native_check.failure(native._make) is None
 
 
 def test_non_contiguous_input(monkeypatch):

@@ -6,6 +6,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <utility>
 
 // Opens a kernel as MindSpore calls it: `count` arrays in `data`, inputs and then outputs, their ranks and shapes.
 // It returns 0, or any other number if it failed.
@@ -142,16 +143,20 @@ inline void for_blocks(int64_t first, int64_t last, F f) {
   else if constexpr (LARGEST > 1) for_blocks<1>(first, last, f);
 }
 
+template <int... FROM>
+inline Vector shuffle(Vector a, Vector b) {
+#ifdef __clang__
+  return __builtin_shufflevector(a, b, FROM...);
+#else
+  return __builtin_shuffle(a, b, Integers{FROM...});  // GCC has the other one from 12 on only
+#endif
+}
+
 // One stage of a transposition: exchanges lanes between two vectors that are S rows apart.
-template <int S>
-inline void exchange(Vector& a, Vector& b) {
-  Integers low, high;
-  for (int i = 0; i < LANES; ++i) {
-    low[i] = i & S ? LANES + i - S : i;
-    high[i] = i & S ? LANES + i : i + S;
-  }
-  const Vector first = __builtin_shuffle(a, b, low);
-  b = __builtin_shuffle(a, b, high);
+template <int S, int... I>
+inline void exchange(Vector& a, Vector& b, std::integer_sequence<int, I...>) {
+  const Vector first = shuffle<(I & S ? LANES + I - S : I)...>(a, b);
+  b = shuffle<(I & S ? LANES + I : I + S)...>(a, b);
   a = first;
 }
 
@@ -160,7 +165,7 @@ inline void exchange_all(Vector* block) {
   if constexpr (S < LANES) {
 #pragma GCC unroll 16
     for (int i = 0; i < LANES; ++i)
-      if (!(i & S)) exchange<S>(block[i], block[i + S]);
+      if (!(i & S)) exchange<S>(block[i], block[i + S], std::make_integer_sequence<int, LANES>());
     exchange_all<2 * S>(block);
   }
 }
