@@ -24,7 +24,7 @@ import tempfile
 import time
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any, Optional, Sequence
 
 SOURCES = Path(__file__).parent / "kernels"
 FLAGS = (
@@ -74,8 +74,8 @@ def build(folder: Optional[Path] = None, sanitize: bool = False, force: bool = F
     """Compile the kernels, unless the cache `folder` has them by the same compiler and `force` is not asked for.
 
     `sanitize` gives a library with GCC's address and undefined behaviour sanitizers, which `find` never returns; it can
-    be loaded by a process that was started under LD_PRELOAD=$(g++ -print-file-name=libasan.so). Raises
-    `NativeUnavailable`, and leaves nothing, where there is no compiler, where it fails or hangs, where `folder` cannot
+    be loaded by a process that was started with the variables of `preload`. Raises `NativeUnavailable`, and leaves
+    nothing, where there is no compiler, where it fails or hangs, where `folder` cannot
     be written, and where a process that loads the library dies or finds another ABI.
     """
     folder, flags = _absolute(folder), _flags(sanitize)
@@ -91,7 +91,7 @@ def build(folder: Optional[Path] = None, sanitize: bool = False, force: bool = F
         with tempfile.TemporaryDirectory(prefix="building-", dir=folder) as work:
             fresh = Path(work, "kernels.so")
             _compile(compiler[0], flags, fresh)
-            _try(fresh, _preload(compiler[0]) if sanitize else {})
+            _try(fresh, preload(compiler[0]) if sanitize else {})
             if _key(flags) != key:
                 raise NativeUnavailable(f"{SOURCES} changed during the compilation: {_BUILD}")
             digest = hashlib.sha256(fresh.read_bytes()).hexdigest()
@@ -243,11 +243,13 @@ def _compile(compiler: list[str], flags: tuple[str, ...], library: Path) -> None
         raise NativeUnavailable(f"{compiler[0]} cannot compile the native kernels ({line}): name another by CXX")
 
 
-def _preload(compiler: list[str]) -> dict[str, str]:
-    """What a process needs in its environment to load a sanitized library."""
-    return {
-        "LD_PRELOAD": _run([*compiler, "-print-file-name=libasan.so"])[1].strip(), "ASAN_OPTIONS": "detect_leaks=0",
-    }
+def preload(compiler: Sequence[str] = ("g++",)) -> dict[str, str]:
+    """What a process needs in its environment to load a sanitized library.
+
+    Without libstdc++ at hand the sanitizer ends a process, as soon as MindSpore throws an exception.
+    """
+    libraries = [_run([*compiler, f"-print-file-name={name}"])[1].strip() for name in ("libasan.so", "libstdc++.so")]
+    return {"LD_PRELOAD": " ".join(libraries), "ASAN_OPTIONS": "detect_leaks=0"}
 
 
 def _try(library: Path, environment: dict[str, str]) -> None:

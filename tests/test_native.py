@@ -1,7 +1,11 @@
 """The native kernels against MindSpore's operators: forward and gradients, odd sizes, both modes, any thread count."""
 
 import ctypes
+import os
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import mindspore as ms
 import numpy as np
@@ -131,6 +135,32 @@ def test_other_compilers_and_narrower_vectors(compiler, target, feature, monkeyp
     monkeypatch.setattr(native_build, "FLAGS", tuple(flags))
     monkeypatch.setitem(native._STATE, "library", str(native_build.build(tmp_path)))
     assert native_check.failure(native._make) is None
+
+
+def sanitized(*words):
+    """Run Python with the `words` so that it can load a sanitized library; it must end well."""
+    variables = {**os.environ, **native_build.preload()}
+    if not Path(variables["LD_PRELOAD"].split()[0]).is_file():
+        pytest.skip("g++ has no libasan here")
+    result = subprocess.run(
+        [sys.executable, *map(str, words)], env=variables, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        errors="replace", timeout=1200, cwd=Path(__file__).parents[1],
+    )
+    assert result.returncode == 0, result.stdout[-6000:]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="no g++ here")
+def test_no_kernel_leaves_its_arrays(monkeypatch):
+    """All of them on arrays with guarded borders; then in MindSpore, in layers and in a training."""
+    monkeypatch.setenv("CXX", "g++")
+    library = native_build.build(sanitize=True)
+    sanitized(Path(__file__).with_name("sanitized_kernels.py"), library)
+    sanitized(
+        "-c", "import sys, pathlib, pytest; from ms_diffusion import native_build; library = pathlib.Path(sys.argv[1]);"
+        "native_build.build = native_build.find = lambda: library; sys.exit(pytest.main(sys.argv[2:]))", library,
+        "-q", "tests/test_native.py", "tests/test_training.py", "-k", "mindspores or threads or learns",
+    )
 
 
 def test_non_contiguous_input(monkeypatch):

@@ -120,10 +120,15 @@ void run_shares(int64_t shares, Share share, void* context) { pool().run(shares,
 
 float* scratch(Slot slot, int64_t count) {
   Memory& piece = memory[slot];
+  int64_t bytes = round_up(count * sizeof(float), 4096);
+#ifdef __SANITIZE_ADDRESS__  // a new piece each time, exactly as long as asked for: whoever leaves it is found out
+  piece.count = -1;
+  bytes = count * sizeof(float);
+#endif
   if (piece.count < count) {
-    const int64_t bytes = round_up(count * sizeof(float), 4096);
-    piece.data.reset(static_cast<float*>(std::aligned_alloc(64, bytes)));
-    if (!piece.data) throw std::bad_alloc();
+    void* fresh = nullptr;
+    if (posix_memalign(&fresh, 64, bytes) != 0) throw std::bad_alloc();
+    piece.data.reset(static_cast<float*>(fresh));
     piece.count = count;
   }
   return piece.data.get();
