@@ -8,6 +8,7 @@ kernel that leaves its array is not noticed. Outputs begin as NaN, and must be f
 
 import ctypes
 import sys
+import threading
 
 import numpy as np
 
@@ -89,6 +90,27 @@ def updates(library, *shape):
         call(library, "adam", [*state, *gradients, *scalars, np.array(1, np.int32)], (1,))
 
 
+def while_the_number_of_threads_changes(library):
+    """A kernel that has memory for each share must not have more shares than it began with."""
+    stop = threading.Event()
+
+    def change():
+        threads = 0
+        while not stop.wait(2e-5):
+            threads = threads % 8 + 1
+            library.ms_diffusion_set_threads(threads)
+
+    changer = threading.Thread(target=change)
+    changer.start()
+    try:
+        for _ in range(100):
+            normalizations(library, 2, 9, 28, 28)
+            convolutions(library, 8, 5, 7, 9)
+    finally:
+        stop.set()
+        changer.join()
+
+
 def main():
     """Every kernel, for every size, with every number of threads."""
     library = ctypes.CDLL(sys.argv[1])
@@ -97,6 +119,7 @@ def main():
         for size in SIZES:
             for kernels in (convolutions, pointwise, normalizations, attentions, updates):
                 kernels(library, *size)
+    while_the_number_of_threads_changes(library)
 
 
 if __name__ == "__main__":

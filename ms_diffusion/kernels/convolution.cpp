@@ -244,7 +244,7 @@ void correlate_sides(int64_t batch, const Grid& grid, const Side& left, const fl
       else if (run == 2) all(accumulate_all<4, 2>);
       else all(accumulate_all<8, 1>);
     }
-  });
+  }, shares);
   parallel(left.channels, [&](int64_t, int64_t first, int64_t last) {
     for (int64_t a = first; a < last; ++a)
       for (int64_t b = 0; b < right.channels; ++b)

@@ -82,12 +82,13 @@ void run_shares(int64_t shares, Share share, void* context);
 
 // Calls f(share, first, last) for equal shares of [0, count), as many as there are threads. Which thread takes which
 // share is left open, but the shares are always the same, and so are sums that are taken share by share, bit for bit.
+// Who has memory for each share asks for their number once: it may change meanwhile.
 template <class F>
-void parallel(int64_t count, F f) {
+void parallel(int64_t count, F f, int64_t most_shares = thread_count()) {
   struct Loop {
     F& f;
     int64_t count, shares;
-  } loop{f, count, std::min<int64_t>(thread_count(), count)};
+  } loop{f, count, std::min(most_shares, count)};
   const auto share = [](void* context, int64_t i) {
     const Loop& loop = *static_cast<Loop*>(context);
     loop.f(i, loop.count * i / loop.shares, loop.count * (i + 1) / loop.shares);

@@ -108,14 +108,14 @@ int group_norm_gradient(void** data, int64_t** shapes) {
 
 // Calls f(share, image, pixel, n) for every vector of pixels of every image.
 template <class F>
-void for_pixels(int64_t batch, int64_t pixels, F f) {
+void for_pixels(int64_t batch, int64_t pixels, F f, int64_t most_shares = thread_count()) {
   const int64_t vectors = divide_up(pixels, LANES);
   parallel(batch * vectors, [&](int64_t share, int64_t first, int64_t last) {
     for (int64_t task = first; task < last; ++task) {
       const int64_t p = task % vectors * LANES;
       f(share, task / vectors, p, std::min(LANES, pixels - p));
     }
-  });
+  }, most_shares);
 }
 
 // (x, gain) -> y, (mean, 1 / standard deviation) of each pixel; the statistics are (batch, 2, height, width)
@@ -171,7 +171,7 @@ int layer_norm_gradient(void** data, int64_t** shapes) {
       const Vector d = load_some(dy + at + c * pixels, n) * gain[c];
       store_some(dx + at + c * pixels, (d - total - normed * total_normed) * scale, n);
     }
-  });
+  }, shares);
   for (int64_t c = 0; c < channels; ++c) {
     Vector total = {};
     for (int64_t share = 0; share < shares; ++share) total += load(sums + (share * channels + c) * LANES);
