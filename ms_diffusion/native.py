@@ -19,8 +19,10 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 from typing import Any, Callable, Optional
 
+import mindspore as ms
 from mindspore import Tensor, ops
 from mindspore import dtype as mstype
 
@@ -53,6 +55,8 @@ def enabled() -> bool:
         except native_build.NativeUnavailable as reason:
             _STATE.update(library="", operators={})
             print(f"MindSpore's own operators serve: {reason}", file=sys.stderr)
+            if runtime.device() == "CPU":
+                _warn_of_slow_convolutions(ms.__version__)
     return bool(_STATE["library"])
 
 
@@ -68,6 +72,17 @@ def _open() -> None:
     if wrong is not None:
         raise native_build.NativeUnavailable(
             f"the native kernel {wrong} of {library} computes something else here: build with another compiler, by CXX"
+        )
+
+
+def _warn_of_slow_convolutions(version: str) -> None:
+    major, minor = (int(part) for part in version.split(".")[:2])
+    if (major, minor) >= (2, 9):
+        warnings.warn(
+            f"MindSpore {version} runs CPU convolutions on oneDNN's reference kernel, about 50 times slower than 2.8.0 "
+            "(two cores, a training step of Fashion-MNIST: 20 s and more, not 0.4): build the native kernels by python "
+            "scripts/build_kernels.py (0.2 s, in any version), or install mindspore==2.8.0",
+            stacklevel=3,
         )
 
 

@@ -7,7 +7,6 @@ import os
 import platform
 import re
 import sys
-import warnings
 from pathlib import Path
 from typing import Any, Optional
 
@@ -53,7 +52,6 @@ def setup(config: RuntimeConfig) -> str:
     # Outside ms.jit everything is PyNative in both modes; `config.mode` says whether a step is compiled.
     ms.set_context(mode=ms.PYNATIVE_MODE)
     if device == "CPU":
-        _warn_of_slow_convolutions(ms.__version__)
         # Without this, short operators in PyNative wait for whole 4 ms ticks of the launch threads.
         ms.runtime.launch_blocking()
     return device
@@ -144,16 +142,6 @@ def _cores() -> int:
     except (OSError, ValueError):
         return cores
     return cores if quota == "max" else max(1, min(cores, int(quota) // int(period)))
-
-
-def _warn_of_slow_convolutions(version: str) -> None:
-    major, minor = (int(part) for part in version.split(".")[:2])
-    if (major, minor) >= (2, 9):
-        warnings.warn(
-            f"MindSpore {version} runs CPU convolutions on oneDNN's reference kernel, about 100 times slower than "
-            "2.8.0: install mindspore==2.8.0 for work on a CPU",
-            stacklevel=3,
-        )
 
 
 def versions() -> dict[str, Any]:

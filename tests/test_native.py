@@ -296,6 +296,25 @@ def test_kernels_that_compute_something_else_do_not_serve(monkeypatch, capsys):
     assert native.operator("silu") is None
 
 
+def test_slow_convolutions_are_warned_of_once(monkeypatch):
+    monkeypatch.setattr(ms, "__version__", "2.10.0")
+    message = r"MindSpore 2\.10\.0 .* 50 times slower .* scripts/build_kernels\.py .* mindspore==2\.8\.0"
+    with pytest.warns(UserWarning, match=message) as caught:
+        assert reopened(monkeypatch, wanted="0") is None and native.operator("silu") is None
+    assert len(caught) == 1
+
+
+@pytest.mark.parametrize(
+    "version, wanted, device", [("2.8.0", "0", "CPU"), ("2.10.0", "1", "CPU"), ("2.10.0", "0", "Ascend")]
+)
+def test_what_is_not_slow_is_not_warned_of(version, wanted, device, monkeypatch, recwarn):
+    monkeypatch.setattr(native_build, "find", lambda: LIBRARY)
+    monkeypatch.setattr(ms, "__version__", version)
+    monkeypatch.setattr(runtime, "device", lambda: device)
+    assert (reopened(monkeypatch, wanted) is None) == (wanted == "0")
+    assert not [warning for warning in recwarn if "oneDNN" in str(warning.message)]
+
+
 def reopened(monkeypatch, wanted="1"):
     """An operator of a process that has just begun."""
     monkeypatch.setitem(native._STATE, "library", None)

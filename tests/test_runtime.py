@@ -52,16 +52,6 @@ def test_auto_names_the_card_it_cannot_use(monkeypatch, capsys):
     assert [line.split()[2] for line in warnings] == ["Ascend", "GPU"]
 
 
-def test_slow_convolutions_are_warned_of():
-    with pytest.warns(UserWarning, match=r"MindSpore 2\.10\.0 .* 100 times slower .* mindspore==2\.8\.0"):
-        runtime._warn_of_slow_convolutions("2.10.0")
-
-
-def test_the_pinned_version_warns_of_nothing(recwarn):
-    runtime._warn_of_slow_convolutions("2.8.0")
-    assert not recwarn.list
-
-
 @pytest.mark.parametrize("version", [(3, 8), (3, 13)])
 def test_a_python_without_wheels_is_refused_in_one_line(version):
     code = f"import sys; sys.version_info = ({version[0]}, {version[1]}, 0, 'final', 0); import ms_diffusion"
