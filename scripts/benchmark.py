@@ -18,7 +18,8 @@ from typing import Literal, Optional
 
 from jsonargparse.typing import PositiveInt
 
-from ms_diffusion import benchmark, config
+from ms_diffusion import benchmark, config, workloads
+from ms_diffusion.contestants import CONTESTANTS
 from ms_diffusion.errors import UserError, check_writable, exit_on_user_error
 
 
@@ -30,7 +31,7 @@ def main() -> None:
         help="YAML file; give it once for each (null: configs/digits.yaml and configs/fashion_mnist.yaml)",
     )
     parser.add_argument(
-        "--contestants", nargs="+", type=Literal[benchmark.CONTESTANTS], default=None,
+        "--contestants", nargs="+", type=Literal[CONTESTANTS], default=None,
         help="who takes part, in the order of the turns (null: all; compiled ones and PyTorch's for --operators)",
     )
     parser.add_argument(
@@ -52,7 +53,7 @@ def main() -> None:
     parser.add_argument("--json", type=Optional[str], default=None, help="file for every round of every figure")
     options = parser.parse_args()
     contestants = options.contestants or [
-        name for name in benchmark.CONTESTANTS if not (options.operators and name.endswith("pynative"))
+        name for name in CONTESTANTS if not (options.operators and name.endswith("pynative"))
     ]
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     threads = options.threads or cores
@@ -70,27 +71,27 @@ def main() -> None:
     if options.json:
         check_writable(options.json, [".json"])
 
-    workloads = []
+    loads = []
     for source in dict.fromkeys(options.config or ["configs/digits.yaml", "configs/fashion_mnist.yaml"]):
         settings = config.load(source)
         if options.operators:
             for size in options.batch_sizes or [settings.train.batch_size]:
-                workloads.append(benchmark.operators(settings, source, size))
+                loads.append(workloads.operators(settings, source, size))
         elif options.growth:
-            workloads += benchmark.growth(
+            loads += workloads.growth(
                 settings, source, options.batch_sizes or [16], options.image_sizes or [8, 16, 32],
                 options.dims or [16, 32, 64],
             )
         else:
-            workloads += benchmark.steps(settings, source, options.batch_sizes or [1, 16, 64])
+            loads += workloads.steps(settings, source, options.batch_sizes or [1, 16, 64])
 
     command = shlex.join([Path(sys.executable).name, *sys.argv])
     about = benchmark.about_this_run(command, contestants, options.repeats, threads)
     for name, value in about.items():
         print(f"{name}: {value}")
     rows = []
-    for workload in workloads:
-        rows += benchmark.measure(workload, contestants, options.repeats, threads)
+    for load in loads:
+        rows += benchmark.measure(load, contestants, options.repeats, threads)
         if options.json:
             Path(options.json).write_text(benchmark.to_json(rows, about))
     print(benchmark.cross_table(rows) if options.growth or options.operators else benchmark.steps_table(rows))

@@ -3,47 +3,25 @@
 import dataclasses
 import json
 import math
-import os
 import sys
-from itertools import count
 from pathlib import Path
 
 import numpy as np
 import pytest
-from mindspore import Tensor
 
-from ms_diffusion import benchmark, layers, native
-from ms_diffusion.benchmark import Process, Spread, Workload
-from ms_diffusion.config import Config, DataConfig, DiffusionConfig, ModelConfig, TrainConfig
-from ms_diffusion.errors import UserError
+from ms_diffusion import benchmark, workloads
+from ms_diffusion.benchmark import Process, Spread
+from ms_diffusion.config import Config, DataConfig, ModelConfig
+from ms_diffusion.workloads import Workload
 
-torch = pytest.importorskip("torch", reason="the benchmark's other side: pip install torch==2.13.0 (CPU build)")
+pytest.importorskip("torch", reason="the benchmark's other side: pip install torch==2.13.0 (CPU build)")
 
-from ms_diffusion import torch_twin  # noqa: E402
-
+CONFIG = Config(model=ModelConfig(dim=4, dim_mults=(1,), convnext_mult=1), data=DataConfig(image_size=8))
 TINY = "model: {dim: 4, dim_mults: [1], convnext_mult: 1}\ndiffusion: {timesteps: 20, schedule: cosine}\n" \
        "data: {image_size: 4}\ntrain: {batch_size: 2}\n"
 
 
-def configuration(**model):
-    return Config(
-        model=ModelConfig(**{"dim": 4, "dim_mults": (1, 2, 4), "convnext_mult": 3, **model}),
-        diffusion=DiffusionConfig(timesteps=20, schedule="cosine"), data=DataConfig(image_size=8),
-        train=TrainConfig(batch_size=2),
-    )
-
-
 # ---- Figures ----
-
-
-def test_calls_of_known_durations():
-    now, durations = [0.0], iter([100.0, 50.0, 3.0, 0.25, 0.5])
-
-    def call():
-        now[0] += next(durations)
-
-    assert benchmark.time_calls(call, 2, 3, clock=lambda: now[0]) == 0.5, "the median of the three timed ones"
-    assert next(durations, None) is None
 
 
 def test_median_and_middle_80_percent():
@@ -80,7 +58,7 @@ def test_the_harness_is_subtracted_in_each_round():
     operator = np.stack([1 * load, 3 * load, (1 + forward) * load, (3 + forward + backward) * load], -1)
     nothing = np.stack([1 * load, 3 * load, 1 * load, 3 * load], -1)
     ours = np.stack([operator, nothing])
-    loads = benchmark.operators(configuration(), "a.yaml", 2)
+    loads = workloads.operators(CONFIG, "a.yaml", 2)
     two = dataclasses.replace(loads, operators=loads.operators[:2])
     rows = benchmark.split_operators(two, {"native": ours, "torch": ours / 2})
     found = {(row.name, row.contestant): row for row in rows}
@@ -123,62 +101,6 @@ def test_contestants_alternate_and_the_warm_up_does_not_count():
     assert seconds["b"][:, :, 0].tolist() == [[10, 14, 18], [12, 16, 20]]
 
 
-def test_a_worker_tells_its_turns_from_its_sleep(monkeypatch):
-    clock, cores = count(), count(step=2)
-    monkeypatch.setattr(benchmark, "settle", lambda: None)
-    monkeypatch.setattr(benchmark, "_clocks", lambda: np.array([next(clock), next(cores)], float))
-    worker = benchmark.Worker("torch", 1)
-    worker.groups = [[lambda: None, lambda: None]]
-    assert len(worker.turn(0, [(0, 1), (1, 2)])) == 2
-    worker.asleep += (8.0, 1.0)
-    assert worker.usage()["cores_working"] == 2 and worker.usage()["cores_asleep"] == 0.125
-
-
-@pytest.mark.parametrize("spins, waits", [(0, 1), (3, 4), (1000, 100)])
-def test_a_turn_ends_when_the_threads_sleep(spins, waits):
-    used, slept = [0.0], []
-
-    def sleep(seconds):
-        slept.append(seconds)
-        used[0] += seconds if len(slept) <= spins else 0.0
-
-    benchmark.settle(lambda: used[0], sleep)
-    assert len(slept) == waits
-
-
-def test_memory_is_the_most_ever_held():
-    before = benchmark.peak_memory()
-    resident = int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGESIZE")
-    held = np.ones(int(before) - resident + 2**26, np.uint8)
-    del held
-    assert benchmark.peak_memory() >= before + 2**25
-
-
-# ---- Operators ----
-
-
-def test_operators_are_layers_of_the_network_at_their_shapes():
-    config = configuration(dim_mults=(1, 2))
-    seen = set()
-
-    def key(layer, x, y):
-        return type(layer).__name__, getattr(layer, "kernel_size", None), tuple(x.shape), tuple(y.shape)
-
-    twin = torch_twin.Unet(**vars(config.model))
-    for layer in twin.modules():
-        layer.register_forward_hook(lambda layer, inputs, output: seen.add(key(layer, inputs[0], output)))
-    twin(torch.zeros(2, 1, 8, 8), torch.zeros(2, dtype=torch.int32))
-    lacking = set()
-    for operator in benchmark.operators(config, "a.yaml", 2).operators:
-        layer = benchmark._inside(getattr(torch_twin, operator.maker)(**operator.options), operator.path)
-        x = torch.zeros(operator.shape)
-        ours = benchmark._inside(getattr(layers, operator.maker)(**operator.options), operator.path)
-        assert ours(Tensor(x.numpy())).shape == tuple(layer(x).shape), operator
-        if key(layer, x, layer(x)) not in seen:
-            lacking.add(operator.name)
-    assert lacking == {"SiLU", "layer norm"}, "what only other options would use"
-
-
 # ---- Processes ----
 
 
@@ -201,32 +123,8 @@ def test_a_process_that_fails_says_why():
     process.close()
 
 
-@pytest.mark.parametrize("kind", ["training", "forward", "sampling"])
-def test_our_calls(kind):
-    """As the process makes them, here in PyNative and without a process."""
-    load = Workload(configuration(dim_mults=(1,)), "a.yaml", kind, 2)
-    calls, = benchmark._our_builders("mindspore_pynative", 1)[kind](load)
-    assert len(calls) == len(load.names)
-    *_, last = [call() for call in 2 * calls]
-    if kind == "sampling":
-        assert last.shape == load.shape and np.isfinite(last).all()
-
-
-def test_growth_changes_width_and_image():
-    loads = benchmark.growth(configuration(), "a.yaml", [1, 2], [4, 8], [4, 6])
-    assert [(load.config.model.dim, load.shape) for load in loads] == [
-        (dim, (batch, 1, size, size)) for dim in (4, 6) for size in (4, 8) for batch in (1, 2)]
-
-
-def test_without_kernels(monkeypatch):
-    monkeypatch.setattr(native, "enabled", lambda: False)
-    with pytest.raises(UserError, match="no kernels for native_pynative: leave it out"):
-        benchmark.Worker("native_pynative", 1).start()
-
-
 def test_the_whole_network_compiled():
-    config = configuration(dim_mults=(1,))
-    row, = benchmark.measure(Workload(config, "a.yaml", "forward", 1), ["mindspore"], 2, 1)
+    row, = benchmark.measure(Workload(CONFIG, "a.yaml", "forward", 1), ["mindspore"], 2, 1)
     assert len(row.samples) == 2 and min(row.samples) > 0 and row.ratios["mindspore"] == Spread(1, 1, 1)
     assert row.more["first_call"] > 0 and row.more["peak_memory"] > 2**27
 
@@ -235,7 +133,7 @@ def test_the_whole_network_compiled():
 
 
 def test_the_command_measures_steps(run_script, tmp_path, monkeypatch):
-    monkeypatch.setattr(benchmark, "SAMPLES", 3)
+    monkeypatch.setattr(workloads, "SAMPLES", 3)
     (tmp_path / "tiny.yaml").write_text(TINY)
     status, stdout, stderr = run_script(
         "benchmark", "--config", tmp_path / "tiny.yaml", "--contestants", "torch_channels_last", "--batch_sizes", 2,
@@ -274,8 +172,8 @@ def test_the_command_measures_operators(run_script, tmp_path, monkeypatch):
         load = operators(*arguments)
         return dataclasses.replace(load, operators=load.operators[1:8:3])
 
-    operators = benchmark.operators
-    monkeypatch.setattr(benchmark, "operators", three)
+    operators = workloads.operators
+    monkeypatch.setattr(workloads, "operators", three)
     (tmp_path / "tiny.yaml").write_text(TINY)
     status, stdout, stderr = run_script(
         "benchmark", "--config", tmp_path / "tiny.yaml", "--operators", "--contestants", "mindspore", "torch",

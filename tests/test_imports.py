@@ -15,6 +15,7 @@ ARROWS = {
     "data": {"config", "errors"},
     "runtime": {"config", "errors"},
     "native_build": set(),
+    "workloads": {"config", "errors"},
     # floor 1
     "native_check": set(),
     "native": {"native_build", "native_check", "runtime"},
@@ -40,16 +41,19 @@ ARROWS = {
         "comparison_report", "config", "data", "diffusion", "errors", "randomness", "runtime", "torch_bridge",
         "torch_twin", "training",
     },
-    "benchmark": {
+    "contestants": {
         "config", "diffusion", "errors", "layers", "native", "randomness", "runtime", "torch_twin", "training", "unet",
+        "workloads",
     },
+    # floor 5
+    "benchmark": {"contestants", "errors", "workloads"},
     "__init__": {"checkpoint", "config", "diffusion", "errors", "runtime", "unet", "weight_files"},
 }
 WITHOUT_MINDSPORE = {
     "errors", "config", "schedules", "randomness", "data", "visualize", "comparison_report", "evaluation", "torch_twin",
-    "native_build",
+    "native_build", "workloads", "benchmark",
 }
-WITH_TORCH = {"torch_twin", "comparison", "benchmark"}
+WITH_TORCH = {"torch_twin", "comparison", "contestants"}
 WITH_TORCH_INSIDE_A_FUNCTION = {"weight_files"}
 
 

@@ -1,0 +1,82 @@
+"""A contestant of the benchmark: its clocks and its calls."""
+
+import os
+from itertools import count
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ms_diffusion import contestants, native
+from ms_diffusion.config import Config, DataConfig, DiffusionConfig, ModelConfig
+from ms_diffusion.errors import UserError
+from ms_diffusion.workloads import Workload
+
+CONFIG = Config(
+    model=ModelConfig(dim=4, dim_mults=(1,), convnext_mult=1),
+    diffusion=DiffusionConfig(timesteps=20, schedule="cosine"), data=DataConfig(image_size=4),
+)
+
+
+# ---- Clocks ----
+
+
+def test_calls_of_known_durations():
+    now, durations = [0.0], iter([100.0, 50.0, 3.0, 0.25, 0.5])
+
+    def call():
+        now[0] += next(durations)
+
+    assert contestants.time_calls(call, 2, 3, clock=lambda: now[0]) == 0.5, "the median of the three timed ones"
+    assert next(durations, None) is None
+
+
+def test_a_worker_tells_its_turns_from_its_sleep(monkeypatch):
+    clock, cores = count(), count(step=2)
+    monkeypatch.setattr(contestants, "settle", lambda: None)
+    monkeypatch.setattr(contestants, "_clocks", lambda: np.array([next(clock), next(cores)], float))
+    worker = contestants.Worker("torch", 1)
+    worker.groups = [[lambda: None, lambda: None]]
+    assert len(worker.turn(0, [(0, 1), (1, 2)])) == 2
+    worker.asleep += (8.0, 1.0)
+    assert worker.usage()["cores_working"] == 2 and worker.usage()["cores_asleep"] == 0.125
+
+
+@pytest.mark.parametrize("spins, waits", [(0, 1), (3, 4), (1000, 100)])
+def test_a_turn_ends_when_the_threads_sleep(spins, waits):
+    used, slept = [0.0], []
+
+    def sleep(seconds):
+        slept.append(seconds)
+        used[0] += seconds if len(slept) <= spins else 0.0
+
+    contestants.settle(lambda: used[0], sleep)
+    assert len(slept) == waits
+
+
+def test_memory_is_the_most_ever_held():
+    before = contestants.peak_memory()
+    resident = int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGESIZE")
+    held = np.ones(int(before) - resident + 2**26, np.uint8)
+    del held
+    assert contestants.peak_memory() >= before + 2**25
+
+
+# ---- Calls ----
+
+
+@pytest.mark.parametrize("kind", ["training", "forward", "sampling"])
+def test_our_calls(kind):
+    """As the process makes them, here in PyNative and without a process."""
+    load = Workload(CONFIG, "a.yaml", kind, 2)
+    calls, = contestants._our_builders("mindspore_pynative", 1)[kind](load)
+    assert len(calls) == len(load.names)
+    *_, last = [call() for call in 2 * calls]
+    if kind == "sampling":
+        assert last.shape == load.shape and np.isfinite(last).all()
+
+
+def test_without_kernels(monkeypatch):
+    monkeypatch.setattr(native, "enabled", lambda: False)
+    with pytest.raises(UserError, match="no kernels for native_pynative: leave it out"):
+        contestants.Worker("native_pynative", 1).start()
