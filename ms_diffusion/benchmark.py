@@ -14,7 +14,6 @@ import math
 import os
 import pickle
 import platform
-import re
 import subprocess
 import sys
 import tempfile
@@ -27,6 +26,7 @@ from typing import Any, Callable, Mapping, NamedTuple, Optional, Sequence
 import numpy as np
 from tqdm import tqdm
 
+from ms_diffusion import machine
 from ms_diffusion.contestants import BOOT, Counts
 from ms_diffusion.errors import UserError
 from ms_diffusion.workloads import Workload
@@ -186,13 +186,10 @@ def to_json(rows: Sequence[Row], about: Mapping[str, Any]) -> str:
 
 def about_this_run(command: str, contestants: Sequence[str], repeats: int, threads: int) -> dict[str, Any]:
     """What the figures depend on: command, processor, load of the machine at this moment, versions."""
-    cpuinfo = Path("/proc/cpuinfo")
-    model = re.search(r"model name\s*: (.*)", cpuinfo.read_text()) if cpuinfo.exists() else None
     packages = ["mindspore", "numpy", *(["torch"] if any(name.startswith("torch") for name in contestants) else [])]
     return {
         "command": command, "contestants": list(contestants), "repeats": repeats, "threads": threads,
-        "processor": f"{model.group(1) if model else platform.processor()}, {os.cpu_count()} logical cores",
-        "load_average": round(os.getloadavg()[0], 2), "system": platform.platform(),
+        "processor": machine.processor(), "load_average": round(os.getloadavg()[0], 2), "system": platform.platform(),
         "python": platform.python_version(), **{name: version(name) for name in packages},
     }
 

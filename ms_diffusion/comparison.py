@@ -9,14 +9,10 @@ from __future__ import annotations
 import copy
 import dataclasses
 import math
-import os
-import platform
-import re
 import sys
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import zip_longest
-from pathlib import Path
 from typing import Any, Callable, Iterator, Optional, Sequence
 
 import mindspore as ms
@@ -27,7 +23,7 @@ from mindspore import dtype as mstype
 from mindspore.amp import DynamicLossScaler
 from tqdm import tqdm
 
-from ms_diffusion import runtime, torch_bridge, torch_twin, training
+from ms_diffusion import machine, runtime, torch_bridge, torch_twin, training
 from ms_diffusion.comparison_report import TOLERANCES, Comparison, Row, measure
 from ms_diffusion.config import Config, DiffusionConfig, TrainConfig
 from ms_diffusion.data import ImageDataset
@@ -454,10 +450,7 @@ def _mindspore(value: Any) -> Any:
 def about_this_machine(config: Config, command: str, weights: str) -> dict[str, str]:
     """What the numbers depend on: command, weights, mode, device, processor and versions."""
     versions = runtime.versions()
-    cpuinfo = Path("/proc/cpuinfo")
-    model = re.search(r"model name\s*: (.*)", cpuinfo.read_text()) if cpuinfo.exists() else None
     return {
         "command": command, "weights": weights, "mode": config.runtime.mode, "device": versions.pop("device"),
-        "processor": f"{model.group(1) if model else platform.processor()}, {os.cpu_count()} logical cores",
-        **versions, "torch": torch.__version__,
+        "processor": machine.processor(), **versions, "torch": torch.__version__,
     }

@@ -15,6 +15,7 @@ ARROWS = {
     "data": {"config", "errors"},
     "runtime": {"config", "errors"},
     "native_build": set(),
+    "machine": set(),
     "workloads": {"config", "errors"},
     # floor 1
     "native_check": set(),
@@ -38,20 +39,20 @@ ARROWS = {
         "visualize",
     },
     "comparison": {
-        "comparison_report", "config", "data", "diffusion", "errors", "randomness", "runtime", "torch_bridge",
-        "torch_twin", "training",
+        "comparison_report", "config", "data", "diffusion", "errors", "machine", "randomness", "runtime",
+        "torch_bridge", "torch_twin", "training",
     },
     "contestants": {
         "config", "diffusion", "errors", "layers", "native", "randomness", "runtime", "torch_twin", "training", "unet",
         "workloads",
     },
     # floor 5
-    "benchmark": {"contestants", "errors", "workloads"},
+    "benchmark": {"contestants", "errors", "machine", "workloads"},
     "__init__": {"checkpoint", "config", "diffusion", "errors", "runtime", "unet", "weight_files"},
 }
 WITHOUT_MINDSPORE = {
     "errors", "config", "schedules", "randomness", "data", "visualize", "comparison_report", "evaluation", "torch_twin",
-    "native_build", "workloads", "benchmark",
+    "native_build", "machine", "workloads", "benchmark",
 }
 WITH_TORCH = {"torch_twin", "comparison", "contestants"}
 WITH_TORCH_INSIDE_A_FUNCTION = {"weight_files"}
