@@ -9,6 +9,7 @@ MindSpore and PyTorch are imported by their contestants only.
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import math
 import os
 import pickle
@@ -22,6 +23,7 @@ from typing import Any, Callable, Sequence
 
 import numpy as np
 
+from ms_diffusion import native_build
 from ms_diffusion.config import Config, RuntimeConfig
 from ms_diffusion.errors import UserError
 from ms_diffusion.workloads import SAMPLING_STEPS, Workload
@@ -46,6 +48,18 @@ Groups = list[list[Callable[[], Any]]]
 """The calls of a workload; when one returns its work is done."""
 Builders = dict[str, Callable[[Workload], Groups]]
 """What makes the calls of each kind of workload."""
+
+
+def check_available(contestants: Sequence[str]) -> None:
+    """Raises `UserError`, saying what is missing, where this machine lacks what one of `contestants` needs."""
+    if any(name.startswith("torch") for name in contestants) and importlib.util.find_spec("torch") is None:
+        raise UserError("PyTorch is not installed: pip install torch==2.13.0 "
+                        "--index-url https://download.pytorch.org/whl/cpu, or name --contestants without it")
+    if any(name.startswith("native") for name in contestants):
+        try:
+            native_build.find()
+        except native_build.NativeUnavailable as reason:
+            raise UserError(f"{reason}, or name --contestants without native and native_pynative") from reason
 
 
 def work(contestant: str, threads: int) -> None:
@@ -80,6 +94,7 @@ class Worker:
 
     def start(self) -> float:
         """Import the framework and set it up; returns the seconds that this took."""
+        check_available([self.contestant])
         began = time.perf_counter()
         builders = _their_builders if self.contestant.startswith("torch") else _our_builders
         self.builders = builders(self.contestant, self.threads)
@@ -168,7 +183,7 @@ def _our_builders(contestant: str, threads: int) -> Builders:
     from mindspore import Tensor, nn
     from mindspore.amp import DynamicLossScaler
 
-    from ms_diffusion import layers, native, runtime
+    from ms_diffusion import layers, runtime
     from ms_diffusion import training as train
     from ms_diffusion.diffusion import build_diffusion
     from ms_diffusion.randomness import weights_generator
@@ -176,8 +191,6 @@ def _our_builders(contestant: str, threads: int) -> Builders:
 
     jit = not contestant.endswith("pynative")
     runtime.setup(RuntimeConfig(device="CPU", mode="graph" if jit else "pynative"))
-    if contestant.startswith("native") and not native.enabled():
-        raise UserError(f"this machine has no kernels for {contestant}: leave it out of --contestants")
 
     def first_weights(cell: nn.Cell) -> nn.Cell:
         init_weights(cell, weights_generator(0))

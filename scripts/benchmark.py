@@ -9,7 +9,6 @@ The first command takes an hour or more on two cores; fewer contestants and batc
 alone meanwhile.
 """
 
-import importlib.util
 import os
 import shlex
 import sys
@@ -19,7 +18,7 @@ from typing import Literal, Optional
 from jsonargparse.typing import PositiveInt
 
 from ms_diffusion import benchmark, config, workloads
-from ms_diffusion.contestants import CONTESTANTS
+from ms_diffusion.contestants import CONTESTANTS, check_available
 from ms_diffusion.errors import UserError, check_writable, exit_on_user_error
 
 
@@ -65,9 +64,7 @@ def main() -> None:
         raise UserError("--operators compares compiled layers: leave out --growth and the contestants in PyNative")
     if not options.growth and (options.image_sizes or options.dims):
         raise UserError("--image_sizes and --dims are for --growth")
-    if any(name.startswith("torch") for name in contestants) and importlib.util.find_spec("torch") is None:
-        raise UserError("PyTorch is not installed: pip install torch==2.13.0 "
-                        "--index-url https://download.pytorch.org/whl/cpu, or name --contestants without it")
+    check_available(contestants)
     if options.json:
         check_writable(options.json, [".json"])
 

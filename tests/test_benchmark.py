@@ -198,6 +198,15 @@ def test_without_pytorch(run_script, monkeypatch):
     assert status == 2 and "pip install torch==2.13.0" in stderr and stderr.count("\n") == 1
 
 
+def test_without_kernels(run_script, monkeypatch, tmp_path):
+    """Where nothing was built, nothing is measured, though contestants that need no kernels are named too."""
+    monkeypatch.setenv("MS_DIFFUSION_CACHE", str(tmp_path))
+    status, stdout, stderr = run_script("benchmark", "--contestants", "mindspore", "native")
+    assert status == 2 and stdout == "" and stderr.count("\n") == 1
+    assert stderr.startswith("error: no native kernels were built") and "scripts/build_kernels.py" in stderr
+    assert "--contestants without native" in stderr
+
+
 @pytest.mark.parametrize(
     "words, message",
     [

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ms_diffusion import contestants, native
+from ms_diffusion import contestants, native_build
 from ms_diffusion.config import Config, DataConfig, DiffusionConfig, ModelConfig
 from ms_diffusion.errors import UserError
 from ms_diffusion.workloads import Workload
@@ -76,7 +76,23 @@ def test_our_calls(kind):
         assert last.shape == load.shape and np.isfinite(last).all()
 
 
-def test_without_kernels(monkeypatch):
-    monkeypatch.setattr(native, "enabled", lambda: False)
-    with pytest.raises(UserError, match="no kernels for native_pynative: leave it out"):
-        contestants.Worker("native_pynative", 1).start()
+# ---- What a machine lacks ----
+
+
+@pytest.fixture
+def without_kernels(monkeypatch):
+    def find():
+        raise native_build.NativeUnavailable("no compiler in this test")
+
+    monkeypatch.setattr(native_build, "find", find)
+
+
+@pytest.mark.parametrize("contestant", ["native", "native_pynative"])
+def test_without_kernels_the_reason_is_told(contestant, without_kernels):
+    with pytest.raises(UserError, match="^no compiler in this test, or name --contestants without native") as caught:
+        contestants.Worker(contestant, 1).start()
+    assert "\n" not in str(caught.value)
+
+
+def test_without_kernels_the_others_take_part(without_kernels):
+    contestants.check_available(["mindspore", "mindspore_pynative"])

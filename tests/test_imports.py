@@ -43,8 +43,8 @@ ARROWS = {
         "torch_bridge", "torch_twin", "training",
     },
     "contestants": {
-        "config", "diffusion", "errors", "layers", "native", "randomness", "runtime", "torch_twin", "training", "unet",
-        "workloads",
+        "config", "diffusion", "errors", "layers", "native_build", "randomness", "runtime", "torch_twin", "training",
+        "unet", "workloads",
     },
     # floor 5
     "benchmark": {"contestants", "errors", "machine", "workloads"},
