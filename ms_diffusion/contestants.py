@@ -190,7 +190,7 @@ def _our_builders(contestant: str, threads: int) -> Builders:
     from ms_diffusion.unet import build_unet, init_weights
 
     jit = not contestant.endswith("pynative")
-    runtime.setup(RuntimeConfig(device="CPU", mode="graph" if jit else "pynative"))
+    runtime.setup(RuntimeConfig(device="CPU", mode="graph" if jit else "pynative"))  # TODO: threads=threads
 
     def first_weights(cell: nn.Cell) -> nn.Cell:
         init_weights(cell, weights_generator(0))

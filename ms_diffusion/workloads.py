@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any, Literal, Sequence
+from typing import Any, Collection, Literal, Sequence
 
 from ms_diffusion.config import Config
 from ms_diffusion.errors import UserError
 
+STEPS = ("training", "forward", "sampling")
+"""The kinds of workload that are a whole network's."""
 SAMPLES, SAMPLING_STEPS = 64, 20
 """Images of the sampling, and the reverse steps they take."""
 
@@ -55,13 +57,17 @@ class Workload:
         return (self.batch_size, *self.config.image_shape)
 
 
-def steps(config: Config, source: str, batch_sizes: Sequence[int]) -> list[Workload]:
-    """Training and forward at each of `batch_sizes`, and the sampling. Raises `UserError` for too few timesteps."""
+def steps(config: Config, source: str, kinds: Collection[str], batch_sizes: Sequence[int]) -> list[Workload]:
+    """Those of STEPS that are in `kinds`: training and forward at each of `batch_sizes`, and the sampling.
+
+    Raises `UserError` for too few timesteps to sample.
+    """
     timesteps = config.diffusion.timesteps
-    if timesteps < SAMPLING_STEPS:
+    if "sampling" in kinds and timesteps < SAMPLING_STEPS:
         raise UserError(f"{source}: diffusion.timesteps is {timesteps}: the benchmark samples {SAMPLING_STEPS} steps")
-    loads = [Workload(config, source, kind, size) for kind in ("training", "forward") for size in batch_sizes]
-    return [*loads, Workload(config, source, "sampling", SAMPLES)]
+    sizes = {"sampling": [SAMPLES]}
+    return [Workload(config, source, kind, size)
+            for kind in STEPS if kind in kinds for size in sizes.get(kind, batch_sizes)]
 
 
 def growth(

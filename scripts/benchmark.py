@@ -1,12 +1,15 @@
 """Measure this library beside PyTorch, in turns within one run: steps, sampling, first calls, memory.
 
   python scripts/benchmark.py --json benchmark.json
-  python scripts/benchmark.py --config configs/digits.yaml --contestants native torch --batch_sizes 16
+  python scripts/benchmark.py --config configs/digits.yaml --workloads training --contestants native torch
   python scripts/benchmark.py --growth --contestants native torch --image_sizes 8 16 32 --dims 16 32 64
   python scripts/benchmark.py --operators --config configs/fashion_mnist.yaml
 
-The first command takes an hour or more on two cores; fewer contestants and batch sizes take less. Leave the machine
-alone meanwhile.
+The first command takes hours on two cores, most of them for sampling Fashion-MNIST: a round is 20 steps of 64 images by
+each of six contestants, a minute or more, and there are --repeats of them and two before. A round of its training at
+batch 64 takes about 20 s; the digits take a fifth. For each workload each contestant starts anew: 2 to 5 s, and 5 to
+15 s more where it compiles a graph. The second command takes minutes. Restrict --config, --workloads, --batch_sizes and
+--contestants before --repeats, which the percentiles need, and leave the machine alone meanwhile.
 """
 
 import os
@@ -23,7 +26,7 @@ from ms_diffusion.errors import UserError, check_writable, exit_on_user_error
 
 
 def main() -> None:
-    """Parse, measure, print the tables as they are ready, and write the JSON."""
+    """Parse, measure, print the table, and write the JSON after each workload."""
     parser = config.Parser(description=__doc__, usage="%(prog)s [--config FILE ...] [options]")
     parser.add_argument(
         "--config", action="append", type=str, default=None,
@@ -32,6 +35,10 @@ def main() -> None:
     parser.add_argument(
         "--contestants", nargs="+", type=Literal[CONTESTANTS], default=None,
         help="who takes part, in the order of the turns (null: all; compiled ones and PyTorch's for --operators)",
+    )
+    parser.add_argument(
+        "--workloads", nargs="+", type=Literal[workloads.STEPS], default=None,
+        help=f"what each does in its turn (null: {', '.join(workloads.STEPS)})",
     )
     parser.add_argument(
         "--batch_sizes", nargs="+", type=PositiveInt, default=None,
@@ -62,6 +69,8 @@ def main() -> None:
         raise UserError(f"--threads is {threads}, and there are {cores} cores")
     if options.operators and (options.growth or any(name.endswith("pynative") for name in contestants)):
         raise UserError("--operators compares compiled layers: leave out --growth and the contestants in PyNative")
+    if options.workloads and (options.growth or options.operators):
+        raise UserError("--workloads restricts the whole network's steps: leave it out of --growth and --operators")
     if not options.growth and (options.image_sizes or options.dims):
         raise UserError("--image_sizes and --dims are for --growth")
     check_available(contestants)
@@ -80,7 +89,9 @@ def main() -> None:
                 options.dims or [16, 32, 64],
             )
         else:
-            loads += workloads.steps(settings, source, options.batch_sizes or [1, 16, 64])
+            loads += workloads.steps(
+                settings, source, options.workloads or workloads.STEPS, options.batch_sizes or [1, 16, 64]
+            )
 
     command = shlex.join([Path(sys.executable).name, *sys.argv])
     about = benchmark.about_this_run(command, contestants, options.repeats, threads)

@@ -157,6 +157,17 @@ def test_the_command_measures_steps(run_script, tmp_path, monkeypatch):
         assert row["more"].keys() == {"import", "first_call", "peak_memory", "cores_working", "cores_asleep"}
 
 
+def test_the_command_measures_one_workload(run_script, tmp_path):
+    (tmp_path / "tiny.yaml").write_text(TINY)
+    status, stdout, stderr = run_script(
+        "benchmark", "--config", tmp_path / "tiny.yaml", "--contestants", "torch", "--workloads", "forward",
+        "--batch_sizes", 2, "--repeats", 1, "--threads", 1,
+    )
+    assert status == 0, stderr
+    table = stdout[stdout.index("median ms"):].splitlines()[1:]
+    assert [line.split("  ")[0] for line in table] == ["tiny: forward, batch 2"]
+
+
 def test_the_command_measures_growth(run_script, tmp_path):
     (tmp_path / "tiny.yaml").write_text(TINY)
     status, stdout, stderr = run_script(
@@ -215,6 +226,8 @@ def test_without_kernels(run_script, monkeypatch, tmp_path):
         (["--config={tmp}/no.yaml"], "no.yaml"), (["--json={tmp}/a.txt"], "must end in .json"), (["--fast"], "--fast"),
         (["--operators", "--growth"], "leave out --growth"), (["--dims", "4"], "are for --growth"),
         (["--operators", "--contestants", "mindspore_pynative"], "compiled layers"),
+        (["--workloads", "fly"], "fly"), (["--growth", "--workloads", "training"], "leave it out of --growth"),
+        (["--operators", "--workloads", "training"], "--operators"),
         (["--config={tmp}/a.yaml"], "timesteps is 5"), (["--config={tmp}/b.yaml"], "b.yaml"),
         (["--config={tmp}/a.yaml", "--growth", "--image_sizes", "9"], "image_size is 9"),
     ],

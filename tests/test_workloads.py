@@ -1,10 +1,13 @@
 """What the benchmark measures: layers that the network has, and networks that can be."""
 
+import dataclasses
+
 import pytest
 from mindspore import Tensor
 
 from ms_diffusion import layers, workloads
-from ms_diffusion.config import Config, DataConfig, ModelConfig
+from ms_diffusion.config import Config, DataConfig, DiffusionConfig, ModelConfig
+from ms_diffusion.errors import UserError
 
 torch = pytest.importorskip("torch", reason="the benchmark's other side: pip install torch==2.13.0 (CPU build)")
 
@@ -33,6 +36,25 @@ def test_operators_are_layers_of_the_network_at_their_shapes():
         if key(layer, x, layer(x)) not in seen:
             lacking.add(operator.name)
     assert lacking == {"SiLU", "layer norm"}, "what only other options would use"
+
+
+@pytest.mark.parametrize(
+    "kinds, expected",
+    [
+        (workloads.STEPS, [("training", 1), ("training", 2), ("forward", 1), ("forward", 2), ("sampling", 64)]),
+        (["forward"], [("forward", 1), ("forward", 2)]),
+        (["sampling", "training", "training"], [("training", 1), ("training", 2), ("sampling", 64)]),
+    ],
+)
+def test_steps_are_restricted(kinds, expected):
+    assert [(load.kind, load.batch_size) for load in workloads.steps(CONFIG, "a.yaml", kinds, [1, 2])] == expected
+
+
+def test_only_sampling_needs_its_timesteps():
+    few = dataclasses.replace(CONFIG, diffusion=DiffusionConfig(timesteps=5, schedule="cosine"))
+    assert len(workloads.steps(few, "a.yaml", ["training", "forward"], [1])) == 2
+    with pytest.raises(UserError, match="a.yaml: diffusion.timesteps is 5"):
+        workloads.steps(few, "a.yaml", ["sampling"], [1])
 
 
 def test_growth_changes_width_and_image():
