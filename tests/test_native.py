@@ -1,4 +1,4 @@
-"""The native kernels against MindSpore's operators: forward and gradients, odd sizes, both modes, any thread count."""
+"""The native kernels against MindSpore's and PyTorch's: forward and gradients, odd sizes, both modes, any threads."""
 
 import ctypes
 import os
@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import mindspore as ms
 import numpy as np
@@ -21,39 +22,40 @@ try:
 except native_build.NativeUnavailable as reason:
     pytest.skip(f"no native kernels here: {reason}", allow_module_level=True)
 
-# Each layer, and the shape of its input: odd sizes, one pixel, one image, channels that fill no vector or block.
+# Each layer, of `layers` or `pytorchs_layers`, and the shape of its input: odd sizes, one pixel, one image, channels
+# that fill no vector or block.
 CASES = {
-    "3x3": (lambda: layers.Conv2d(13, 11, 3, bias=False), (3, 13, 7, 9)),
-    "3x3, bias, wide": (lambda: layers.Conv2d(40, 35, 3, bias=True), (17, 40, 6, 5)),
-    "3x3, one pixel": (lambda: layers.Conv2d(3, 4, 3, bias=True), (2, 3, 1, 1)),
-    "3x3, batch 1": (lambda: layers.Conv2d(8, 16, 3, bias=True), (1, 8, 28, 28)),
-    "1x1": (lambda: layers.Conv2d(5, 50, 1, bias=False), (4, 5, 8, 31)),
-    "1x1, narrowing": (lambda: layers.Conv2d(50, 5, 1, bias=True), (4, 50, 3, 5)),
-    "3x3, small images": (lambda: layers.Conv2d(20, 37, 3, bias=True), (20, 20, 4, 4)),
-    "5x5": (lambda: layers.Conv2d(3, 4, 5, bias=True), (2, 3, 6, 5)),
-    "7x7": (lambda: layers.Conv2d(1, 18, 7, bias=True), (3, 1, 9, 28)),
-    "depthwise": (lambda: layers.Conv2d(6, 6, 7, bias=True, group=6), (5, 6, 9, 7)),
-    "depthwise, small": (lambda: layers.Conv2d(3, 3, 7, bias=False, group=3), (70, 3, 4, 4)),
-    "depthwise, small, bias": (lambda: layers.Conv2d(3, 3, 7, bias=True, group=3), (9, 3, 9, 7)),
-    "depthwise, small, wide": (lambda: layers.Conv2d(2, 2, 7, bias=True, group=2), (33, 2, 2, 8)),
-    "down": (lambda: layers.Downsample(5, True), (3, 5, 8, 6)),
-    "down, odd": (lambda: layers.Downsample(5, False), (2, 5, 7, 9)),
-    "down, small images": (lambda: layers.Downsample(5, True), (37, 5, 6, 4)),
-    "up, small images": (lambda: layers.Upsample(5, True), (37, 5, 3, 2)),
-    "up": (lambda: layers.Upsample(5, True), (3, 5, 3, 7)),
-    "up, one pixel": (lambda: layers.Upsample(2, False), (1, 2, 1, 1)),
-    "gelu, erf": (lambda: layers.GELU("erf"), (3, 5, 7, 9)),
-    "gelu, tanh": (lambda: layers.GELU("tanh"), (3, 5, 7, 9)),
-    "silu": (lambda: layers.SiLU(), (3, 5, 7, 9)),
-    "linear attention, depth": (lambda: layers.LinearAttention(8, heads=2, dim_head=19), (2, 8, 5, 3)),
-    "group norm, 1": (lambda: layers.GroupNorm(1, 6), (3, 6, 5, 7)),
-    "group norm, 3": (lambda: layers.GroupNorm(3, 6), (4, 6, 8, 8)),
-    "layer norm": (lambda: layers.LayerNorm(7), (3, 7, 5, 7)),
-    "layer norm, bias": (lambda: layers.LayerNorm(7, bias=True), (1, 7, 4, 4)),
-    "linear attention": (lambda: layers.LinearAttention(8), (3, 8, 5, 7)),
-    "linear attention, large": (lambda: layers.LinearAttention(8, scale_values=True), (2, 8, 28, 28)),
-    "attention": (lambda: layers.Attention(8), (3, 8, 7, 7)),
-    "attention, one pixel": (lambda: layers.Attention(8), (2, 8, 1, 1)),
+    "3x3": (lambda side: side.Conv2d(13, 11, 3, bias=False), (3, 13, 7, 9)),
+    "3x3, bias, wide": (lambda side: side.Conv2d(40, 35, 3, bias=True), (17, 40, 6, 5)),
+    "3x3, one pixel": (lambda side: side.Conv2d(3, 4, 3, bias=True), (2, 3, 1, 1)),
+    "3x3, batch 1": (lambda side: side.Conv2d(8, 16, 3, bias=True), (1, 8, 28, 28)),
+    "1x1": (lambda side: side.Conv2d(5, 50, 1, bias=False), (4, 5, 8, 31)),
+    "1x1, narrowing": (lambda side: side.Conv2d(50, 5, 1, bias=True), (4, 50, 3, 5)),
+    "3x3, small images": (lambda side: side.Conv2d(20, 37, 3, bias=True), (20, 20, 4, 4)),
+    "5x5": (lambda side: side.Conv2d(3, 4, 5, bias=True), (2, 3, 6, 5)),
+    "7x7": (lambda side: side.Conv2d(1, 18, 7, bias=True), (3, 1, 9, 28)),
+    "depthwise": (lambda side: side.Conv2d(6, 6, 7, bias=True, group=6), (5, 6, 9, 7)),
+    "depthwise, small": (lambda side: side.Conv2d(3, 3, 7, bias=False, group=3), (70, 3, 4, 4)),
+    "depthwise, small, bias": (lambda side: side.Conv2d(3, 3, 7, bias=True, group=3), (9, 3, 9, 7)),
+    "depthwise, small, wide": (lambda side: side.Conv2d(2, 2, 7, bias=True, group=2), (33, 2, 2, 8)),
+    "down": (lambda side: side.Downsample(5, True), (3, 5, 8, 6)),
+    "down, odd": (lambda side: side.Downsample(5, False), (2, 5, 7, 9)),
+    "down, small images": (lambda side: side.Downsample(5, True), (37, 5, 6, 4)),
+    "up, small images": (lambda side: side.Upsample(5, True), (37, 5, 3, 2)),
+    "up": (lambda side: side.Upsample(5, True), (3, 5, 3, 7)),
+    "up, one pixel": (lambda side: side.Upsample(2, False), (1, 2, 1, 1)),
+    "gelu, erf": (lambda side: side.GELU("erf"), (3, 5, 7, 9)),
+    "gelu, tanh": (lambda side: side.GELU("tanh"), (3, 5, 7, 9)),
+    "silu": (lambda side: side.SiLU(), (3, 5, 7, 9)),
+    "linear attention, depth": (lambda side: side.LinearAttention(8, heads=2, dim_head=19), (2, 8, 5, 3)),
+    "group norm, 1": (lambda side: side.GroupNorm(1, 6), (3, 6, 5, 7)),
+    "group norm, 3": (lambda side: side.GroupNorm(3, 6), (4, 6, 8, 8)),
+    "layer norm": (lambda side: side.LayerNorm(7), (3, 7, 5, 7)),
+    "layer norm, bias": (lambda side: side.LayerNorm(7, bias=True), (1, 7, 4, 4)),
+    "linear attention": (lambda side: side.LinearAttention(8), (3, 8, 5, 7)),
+    "linear attention, large": (lambda side: side.LinearAttention(8, scale_values=True), (2, 8, 28, 28)),
+    "attention": (lambda side: side.Attention(8), (3, 8, 7, 7)),
+    "attention, one pixel": (lambda side: side.Attention(8), (2, 8, 1, 1)),
 }
 
 
@@ -73,14 +75,22 @@ def cells(monkeypatch, make):
     return ours, theirs
 
 
-def gradients(cell, x, jit):
-    """The output, and the gradients of its product with a fixed random array by input and weights."""
+def sensitivity_of(out):
+    return np.random.default_rng(1).normal(size=tuple(out.shape)).astype(np.float32)
+
+
+def gradients(cell, x, jit, transposed=False):
+    """The output, and the gradients of its product with a fixed random array by input and weights.
+
+    `transposed` lets the gradient of the output be a view that is not contiguous.
+    """
     weights = cell.trainable_params()
-    sensitivity = Tensor(np.random.default_rng(1).normal(size=cell(x).shape).astype(np.float32))
+    sensitivity = sensitivity_of(cell(x))
+    sensitivity = Tensor(sensitivity.swapaxes(0, 1).copy() if transposed else sensitivity)
 
     def loss(x):
         out = cell(x)
-        return ops.reduce_sum(out * sensitivity), out
+        return ops.reduce_sum((out.swapaxes(0, 1) if transposed else out) * sensitivity), out
 
     function = ms.value_and_grad(loss, grad_position=0, weights=weights or None, has_aux=True)
     (_, out), found = (ms.jit(function) if jit else function)(x)
@@ -96,12 +106,72 @@ def difference(a, b):
 @pytest.mark.parametrize("name", CASES)
 def test_forward_and_gradients_are_mindspores(name, monkeypatch):
     make, shape = CASES[name]
-    ours, theirs = cells(monkeypatch, make)
+    ours, theirs = cells(monkeypatch, lambda: make(layers))
     x = Tensor(np.random.default_rng(2).normal(size=shape).astype(np.float32))
     expected = gradients(theirs, x, jit=False)
     for jit in (False, True):  # PyNative, then graph mode, in one process
         for a, b in zip(gradients(ours, x, jit), expected, strict=True):
             assert difference(a, b) < 1e-5, (name, jit)
+
+
+def pytorchs_layers():
+    """PyTorch's layers, with the arguments of ours."""
+    torch = pytest.importorskip("torch", reason="the other side: pip install -r requirements-dev.txt")
+    from ms_diffusion import torch_twin
+
+    def convolution(dim, dim_out, kernel_size, *, bias, group=1):
+        return torch.nn.Conv2d(dim, dim_out, kernel_size, padding=kernel_size // 2, groups=group, bias=bias)
+
+    own = {"Conv2d": convolution, "GELU": torch_twin.gelu, "SiLU": torch.nn.SiLU, "GroupNorm": torch.nn.GroupNorm}
+    return SimpleNamespace(**vars(torch_twin), **own)
+
+
+def pytorchs_gradients(module, cell, x):
+    """What `gradients` gives, by PyTorch's `module` with the weights of `cell`."""
+    import torch
+
+    for mine, other in zip(cell.get_parameters(), module.parameters(), strict=True):
+        assert mine.shape == tuple(other.shape)
+        other.data = torch.from_numpy(mine.asnumpy().copy())
+    x = torch.from_numpy(x).requires_grad_()
+    out = module(x)
+    found = torch.autograd.grad(out, [x, *module.parameters()], torch.from_numpy(sensitivity_of(out)))
+    return [value.detach().numpy() for value in (out, *found)]
+
+
+def relative(a, b):
+    """The L2 norm and the largest element of the difference, whichever is more, relative to those of `b`."""
+    assert a.shape == b.shape
+    a, b = a.astype(np.float64), b.astype(np.float64)
+    return max(np.linalg.norm(a - b) / np.linalg.norm(b), np.abs(a - b).max() / np.abs(b).max())
+
+
+VIEWS = {
+    "whole": Tensor,
+    "transposed": lambda x: Tensor(x.swapaxes(0, 1).copy()).swapaxes(0, 1),
+    "every other": lambda x: Tensor(np.repeat(x, 2, axis=3))[:, :, :, ::2],
+    "second half": lambda x: Tensor(np.stack([np.zeros_like(x), x]))[1],
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_forward_and_gradients_are_pytorchs(name, monkeypatch):
+    """Of a whole tensor in both modes, in one process; of views in PyNative, with a transposed gradient coming in."""
+    make, shape = CASES[name]
+    module = make(pytorchs_layers())
+    ours, _ = cells(monkeypatch, lambda: make(layers))
+    x = np.random.default_rng(2).normal(size=shape).astype(np.float32)
+    expected = pytorchs_gradients(module, ours, x)
+    for view, jit in (*((view, False) for view in VIEWS), ("whole", True)):
+        found = gradients(ours, VIEWS[view](x), jit, transposed=view != "whole")
+        for a, b in zip(found, expected, strict=True):
+            assert relative(a, b) <= 1e-5, (view, jit)
+
+
+def test_views_are_views():
+    x = np.zeros((2, 3, 4, 5), np.float32)
+    assert not VIEWS["transposed"](x).is_contiguous() and not VIEWS["every other"](x).is_contiguous()
+    assert VIEWS["second half"](x).storage_offset() == x.size
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3, 8])
@@ -161,13 +231,6 @@ def test_no_kernel_leaves_its_arrays(monkeypatch):
         "native_build.build = native_build.find = lambda: library; sys.exit(pytest.main(sys.argv[2:]))", library,
         "-q", "tests/test_native.py", "tests/test_training.py", "-k", "mindspores or threads or learns",
     )
-
-
-def test_non_contiguous_input(monkeypatch):
-    ours, theirs = cells(monkeypatch, lambda: layers.Conv2d(6, 5, 3, bias=True))
-    x = Tensor(np.random.default_rng(2).normal(size=(6, 3, 7, 9)).astype(np.float32)).swapaxes(0, 1)
-    assert not x.is_contiguous()
-    assert difference(ours(x).asnumpy(), theirs(x).asnumpy()) < 1e-5
 
 
 def test_half_precision_goes_to_mindspore(monkeypatch):
@@ -238,13 +301,14 @@ def test_adam_is_mindspores_and_skips_what_is_not_finite(jit, monkeypatch):
         assert np.isclose(mine.beta2_power.asnumpy(), other.beta2_power.asnumpy(), rtol=1e-6)
 
 
+def resident():
+    """Bytes of memory that this process holds."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGESIZE")
+
+
 def test_memory_does_not_grow(monkeypatch):
     ours, _ = cells(monkeypatch, lambda: layers.ConvNextBlock(8, 8))
     x = Tensor(np.zeros((2, 8, 8, 8), np.float32))
-
-    def resident():
-        with open("/proc/self/statm") as statm:
-            return int(statm.read().split()[1]) * 4096
 
     for _ in range(100):
         ours(x).asnumpy()
