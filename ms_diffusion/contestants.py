@@ -178,7 +178,7 @@ def _normal(shape: tuple[int, ...]) -> np.ndarray:
 
 
 def _our_builders(contestant: str, threads: int) -> Builders:
-    """This library's calls, as `training.train` and `samplers.sample` make them; OMP_NUM_THREADS has `threads`."""
+    """This library's calls, as `training.train` and `samplers.sample` make them."""
     import mindspore as ms
     from mindspore import Tensor, nn
     from mindspore.amp import DynamicLossScaler
@@ -190,7 +190,7 @@ def _our_builders(contestant: str, threads: int) -> Builders:
     from ms_diffusion.unet import build_unet, init_weights
 
     jit = not contestant.endswith("pynative")
-    runtime.setup(RuntimeConfig(device="CPU", mode="graph" if jit else "pynative"))  # TODO: threads=threads
+    runtime.setup(RuntimeConfig(device="CPU", mode="graph" if jit else "pynative", threads=threads))
 
     def first_weights(cell: nn.Cell) -> nn.Cell:
         init_weights(cell, weights_generator(0))

@@ -15,9 +15,10 @@ from typing import Any, Callable, Iterator, Tuple
 
 import mindspore as ms
 import numpy as np
-from mindspore import Tensor, ops
+from mindspore import Tensor, nn, ops
 from mindspore import dtype as mstype
 
+from ms_diffusion import graphs
 from ms_diffusion.config import DiffusionConfig
 from ms_diffusion.schedules import NoiseSchedule, make_schedule
 
@@ -133,7 +134,10 @@ class GaussianDiffusion:
         def step(x_t: Tensor, t: Tensor, noise: Tensor) -> Tensor:
             return self.p_sample(model, x_t, t, noise)
 
-        return ms.jit(step) if jit else step
+        if not jit:
+            return step
+        parameters = model.get_parameters() if isinstance(model, nn.Cell) else ()
+        return graphs.compiled(step, "reverse step", parameters)
 
     def p_sample_loop(self, step: ReverseStep, noise: Iterator[np.ndarray]) -> Iterator[Tensor]:
         """Algorithm 2: yields x_{T-1}, ..., x_1, x_0, each (B, C, H, W).

@@ -60,6 +60,11 @@ def enabled() -> bool:
     return bool(_STATE["library"])
 
 
+def library() -> str:
+    """The path of the kernels' library, whose name follows from its content; empty where `enabled` is false."""
+    return _STATE["library"] if enabled() else ""
+
+
 def _open() -> None:
     if os.environ.get("MS_DIFFUSION_NATIVE") == "0":
         raise native_build.NativeUnavailable("MS_DIFFUSION_NATIVE is 0")

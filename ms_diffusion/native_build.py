@@ -26,6 +26,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Optional, Sequence
 
+from ms_diffusion import caches
+
 SOURCES = Path(__file__).parent / "kernels"
 FLAGS = (
     "-std=c++17", "-O3", "-march=native", "-pthread", "-shared", "-fPIC", "-fvisibility=hidden", "-fno-math-errno",
@@ -119,15 +121,9 @@ def load(library: Path) -> ctypes.CDLL:
 
 
 def cache_folder() -> Path:
-    """$MS_DIFFUSION_CACHE/native, or $XDG_CACHE_HOME/ms_diffusion/native, or ~/.cache/ms_diffusion/native.
-
-    Raises `NativeUnavailable` where this user has no home.
-    """
-    own, caches = os.environ.get("MS_DIFFUSION_CACHE"), os.environ.get("XDG_CACHE_HOME")
+    """The folder `native` of `caches.cache_folder`. Raises `NativeUnavailable` where this user has no home."""
     try:
-        if own:
-            return Path(own).expanduser() / "native"
-        return (Path(caches).expanduser() if caches else Path.home() / ".cache") / "ms_diffusion" / "native"
+        return caches.cache_folder("native")
     except RuntimeError as error:
         raise NativeUnavailable("no home folder for the native kernels: name one by MS_DIFFUSION_CACHE") from error
 

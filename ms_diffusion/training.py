@@ -14,7 +14,7 @@ from mindspore import Parameter, Tensor, nn, ops
 from mindspore.amp import DynamicLossScaler
 from tqdm import tqdm
 
-from ms_diffusion import checkpoint, native, randomness, runtime, visualize
+from ms_diffusion import checkpoint, graphs, native, randomness, runtime, visualize
 from ms_diffusion.config import Config, TrainConfig
 from ms_diffusion.data import ImageDataset, to_uint8
 from ms_diffusion.diffusion import GaussianDiffusion, build_diffusion
@@ -91,7 +91,10 @@ def make_train_step(
         loss_scaler.adjust(finite)
         return loss, norm, finite
 
-    return ms.jit(step) if jit else step
+    if not jit:
+        return step
+    state = [*model.get_parameters(), *optimizer.get_parameters(), loss_scaler.scale_value, loss_scaler.counter]
+    return graphs.compiled(step, "training step", state)
 
 
 def global_norm(gradients: tuple[Tensor, ...]) -> Tensor:

@@ -9,8 +9,8 @@ from typing import Optional
 import numpy as np
 from jsonargparse.typing import NonNegativeInt, PositiveInt
 
-from ms_diffusion import checkpoint, runtime, visualize
-from ms_diffusion.config import Parser, RuntimeConfig
+from ms_diffusion import checkpoint, graphs, native, runtime, visualize
+from ms_diffusion.config import Parser, RuntimeConfig, to_yaml
 from ms_diffusion.data import to_uint8
 from ms_diffusion.errors import check_writable, exit_on_user_error
 from ms_diffusion.samplers import sample
@@ -39,6 +39,7 @@ def main() -> None:
 
     runtime.setup(parser.instantiate(options).runtime)
     run = checkpoint.load_run(options.run)
+    graphs.keep(to_yaml(run.config), native.library())
     reverse_step = run.diffusion.reverse_step(run.model, jit=options.runtime.mode == "graph")
     frame_steps = visualize.frame_steps(run.diffusion.timesteps) if options.gif else ()
     samples, frames = sample(

@@ -8,7 +8,7 @@
 import sys
 from pathlib import Path
 
-from ms_diffusion import checkpoint, config, runtime
+from ms_diffusion import checkpoint, config, graphs, native, runtime
 from ms_diffusion.data import make_dataset
 from ms_diffusion.errors import UserError, exit_on_user_error
 from ms_diffusion.training import train
@@ -35,6 +35,7 @@ def main() -> None:
     else:
         settings = config.from_namespace(parser, options)
     device = runtime.setup(settings.runtime)
+    graphs.keep(config.to_yaml(settings), native.library())
     dataset = make_dataset(settings.data, settings.model.channels)
     folder = Path(options.resume or options.out)
     if options.resume is None:

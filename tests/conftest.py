@@ -1,4 +1,5 @@
 import importlib.util
+import os
 import sys
 from pathlib import Path
 
@@ -8,6 +9,9 @@ from ms_diffusion import runtime
 from ms_diffusion.config import RuntimeConfig
 
 ROOT = Path(__file__).parents[1]
+
+
+os.environ["MS_DIFFUSION_GRAPHS"] = "0"  # the user's own cache is not the tests'
 
 
 @pytest.fixture(scope="session", autouse=True)

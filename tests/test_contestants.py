@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ms_diffusion import contestants, native_build
+from ms_diffusion import contestants, native_build, runtime
 from ms_diffusion.config import Config, DataConfig, DiffusionConfig, ModelConfig
 from ms_diffusion.errors import UserError
 from ms_diffusion.workloads import Workload
@@ -69,7 +69,7 @@ def test_memory_is_the_most_ever_held():
 def test_our_calls(kind):
     """As the process makes them, here in PyNative and without a process."""
     load = Workload(CONFIG, "a.yaml", kind, 2)
-    calls, = contestants._our_builders("mindspore_pynative", 1)[kind](load)
+    calls, = contestants._our_builders("mindspore_pynative", runtime.threads())[kind](load)
     assert len(calls) == len(load.names)
     *_, last = [call() for call in 2 * calls]
     if kind == "sampling":

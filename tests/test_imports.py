@@ -14,14 +14,17 @@ ARROWS = {
     "randomness": set(),
     "data": {"config", "errors"},
     "runtime": {"config", "errors"},
-    "native_build": set(),
+    "caches": set(),
+    "graph_cache": {"caches"},
+    "native_build": {"caches"},
     "machine": set(),
     "workloads": {"config", "errors"},
     # floor 1
     "native_check": set(),
     "native": {"native_build", "native_check", "runtime"},
     "layers": {"config", "errors", "native", "runtime"},
-    "diffusion": {"config", "schedules"},
+    "graphs": {"graph_cache", "runtime"},
+    "diffusion": {"config", "graphs", "schedules"},
     "visualize": {"errors"},
     "comparison_report": {"config", "data", "errors", "visualize"},
     # floor 2
@@ -35,8 +38,8 @@ ARROWS = {
     # floor 4
     "evaluation": set(),
     "training": {
-        "checkpoint", "config", "data", "diffusion", "errors", "native", "randomness", "runtime", "samplers", "unet",
-        "visualize",
+        "checkpoint", "config", "data", "diffusion", "errors", "graphs", "native", "randomness", "runtime", "samplers",
+        "unet", "visualize",
     },
     "comparison": {
         "comparison_report", "config", "data", "diffusion", "errors", "machine", "randomness", "runtime",
@@ -52,7 +55,7 @@ ARROWS = {
 }
 WITHOUT_MINDSPORE = {
     "errors", "config", "schedules", "randomness", "data", "visualize", "comparison_report", "evaluation", "torch_twin",
-    "native_build", "machine", "workloads", "benchmark",
+    "caches", "graph_cache", "native_build", "machine", "workloads", "benchmark",
 }
 WITH_TORCH = {"torch_twin", "comparison", "contestants"}
 WITH_TORCH_INSIDE_A_FUNCTION = {"weight_files"}
