@@ -89,14 +89,14 @@ def plot_loss(metrics: PathLike, path: PathLike, reference: Optional[PathLike] =
     axis.plot(steps, [line["loss"] for line in lines], color="tab:blue", linewidth=1, label="this run")
     if reference is not None:
         points = json.loads(Path(reference).read_text())
-        shown = [(step, loss) for step, loss in zip(points["steps"], points["loss"]) if step <= steps[-1]]
-        axis.scatter(*zip(*shown), color="tab:red", zorder=3, label=points["source"])
+        shown = sum(step <= max(steps, default=0) for step in points["steps"])
+        axis.scatter(points["steps"][:shown], points["loss"][:shown], color="tab:red", zorder=3, label=points["source"])
         axis.legend(loc="upper right", fontsize="small")
-    axis.set(xlabel="step", ylabel="loss", yscale="log")
+    axis.set(xlabel="step", ylabel="loss", yscale="log" if steps else "linear")
     axis.grid(alpha=0.3, which="both")
     rate = axis.twinx()
     rate.plot(steps, [line["lr"] for line in lines], color="tab:gray", linewidth=1, linestyle="--")
-    rate.set(ylabel="learning rate (dashed)", ylim=(0, 1.1 * max(line["lr"] for line in lines)))
+    rate.set(ylabel="learning rate (dashed)", ylim=(0, 1.1 * max((line["lr"] for line in lines), default=1)))
     figure.tight_layout()
     figure.savefig(path, dpi=120)
 

@@ -81,6 +81,14 @@ def test_loss_curve_beside_a_reference(tmp_path):
     assert red > 100, "the other run's points are not there"
 
 
+def test_a_run_of_skipped_steps_has_an_empty_curve(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text(json.dumps({"step": 4, "loss": None, "lr": 0.1}))
+    (tmp_path / "other.json").write_text(json.dumps({"source": "other", "steps": [5], "loss": [1]}))
+    visualize.plot_loss(tmp_path / "metrics.jsonl", tmp_path / "loss.png", tmp_path / "other.json")
+    with Image.open(tmp_path / "loss.png") as picture:
+        assert picture.width > picture.height
+
+
 def test_forward_figure(tmp_path):
     image = np.asarray(Image.open(visualize.photograph()).resize((32, 32))).transpose(2, 0, 1)
     visualize.plot_forward([image, image], [0], tmp_path / "forward.png")
