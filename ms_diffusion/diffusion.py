@@ -18,7 +18,7 @@ import numpy as np
 from mindspore import Tensor, nn, ops
 from mindspore import dtype as mstype
 
-from ms_diffusion import graphs
+from ms_diffusion import graphs, native
 from ms_diffusion.config import DiffusionConfig
 from ms_diffusion.schedules import NoiseSchedule, make_schedule
 
@@ -131,13 +131,17 @@ class GaussianDiffusion:
     def reverse_step(self, model: Model, jit: bool = True) -> ReverseStep:
         """`p_sample` with `model` built in, compiled once for all t if `jit`; keep it to sample again."""
 
+        end = native.operator("end") if jit else None
+
         def step(x_t: Tensor, t: Tensor, noise: Tensor) -> Tensor:
-            return self.p_sample(model, x_t, t, noise)
+            x = self.p_sample(model, x_t, t, noise)
+            return x if end is None else ops.depend(x, end(ops.zeros((1,), mstype.float32), x))
 
         if not jit:
             return step
         parameters = model.get_parameters() if isinstance(model, nn.Cell) else ()
-        return graphs.compiled(step, "reverse step", parameters)
+        compiled = graphs.compiled(step, "reverse step", parameters)
+        return compiled if end is None else native.asleep(compiled)
 
     def p_sample_loop(self, step: ReverseStep, noise: Iterator[np.ndarray]) -> Iterator[Tensor]:
         """Algorithm 2: yields x_{T-1}, ..., x_1, x_0, each (B, C, H, W).

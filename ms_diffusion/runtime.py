@@ -71,7 +71,7 @@ def finish(outputs: tuple[Tensor, ...]) -> None:
     """On a CPU, wait for `outputs`; elsewhere return at once, so that the host prepares the next step meanwhile.
 
     Steps that queue up on a CPU fight for its cores: they took more than twice as long (README, "Speed").
-    Put first what is computed last: MindSpore sleeps while the first one is not ready, and spins for the others.
+    MindSpore spins meanwhile; steps with native kernels have ended before they come here (`native.asleep`).
     """
     if _SETUP["device"] == "CPU":
         for output in outputs:

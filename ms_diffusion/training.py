@@ -11,6 +11,7 @@ from typing import Any, Callable, Tuple
 import mindspore as ms
 import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
+from mindspore import dtype as mstype
 from mindspore.amp import DynamicLossScaler
 from tqdm import tqdm
 
@@ -67,7 +68,7 @@ def make_train_step(
         return loss_scaler.scale(loss), loss
 
     gradients_of = ms.value_and_grad(forward, grad_position=None, weights=optimizer.parameters, has_aux=True)
-    native_norm, native_adam = native.operator("global_norm"), native.operator("adam")
+    native_norm, native_adam, end = (native.operator(name) for name in ("global_norm", "adam", "end"))
     parameters, moment1, moment2 = optimizer.parameters, optimizer.moment1, optimizer.moment2
     beta1_power, beta2_power, global_step = optimizer.beta1_power, optimizer.beta2_power, optimizer.global_step
     constants = (optimizer.beta1, optimizer.beta2, optimizer.eps)
@@ -84,8 +85,7 @@ def make_train_step(
             made = native_adam(
                 *parameters, *moment1, *moment2, *gradients, factor, optimizer.get_lr(), *constants, *state
             )
-            # The loss comes last: whoever fetches the first output sleeps until it is there, and spins for the others.
-            loss = ops.depend(loss, made)
+            loss = ops.depend(loss, end(ops.zeros((1,), mstype.float32), made))
         elif finite:
             optimizer(scaled(gradients, factor))
         loss_scaler.adjust(finite)
@@ -94,7 +94,8 @@ def make_train_step(
     if not jit:
         return step
     state = [*model.get_parameters(), *optimizer.get_parameters(), loss_scaler.scale_value, loss_scaler.counter]
-    return graphs.compiled(step, "training step", state)
+    compiled = graphs.compiled(step, "training step", state)
+    return compiled if end is None else native.asleep(compiled)
 
 
 def global_norm(gradients: tuple[Tensor, ...]) -> Tensor:

@@ -24,7 +24,7 @@ ARROWS = {
     "native": {"native_build", "native_check", "runtime"},
     "layers": {"config", "errors", "native", "runtime"},
     "graphs": {"graph_cache", "runtime"},
-    "diffusion": {"config", "graphs", "schedules"},
+    "diffusion": {"config", "graphs", "native", "schedules"},
     "visualize": {"errors"},
     "comparison_report": {"config", "data", "errors", "visualize"},
     # floor 2

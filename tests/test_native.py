@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -420,3 +421,33 @@ def reopened(monkeypatch, wanted="1"):
     monkeypatch.setitem(native._STATE, "operators", {})
     monkeypatch.setenv("MS_DIFFUSION_NATIVE", wanted)
     return native.operator("silu")
+
+
+def test_a_step_returns_when_it_has_ended_and_sleeps_until_then(monkeypatch):
+    """Seconds of work in the graph: the thread that waits for them takes next to no time of the processor."""
+    monkeypatch.setitem(native._STATE, "library", str(LIBRARY))
+    layer, end = layers.Conv2d(64, 64, 3, bias=True), native.operator("end")
+
+    @ms.jit
+    def step(x):
+        y = x
+        for _ in range(20):
+            y = layer(y)
+        return ops.depend(y, end(ops.zeros((1,), ms.float32), y))
+
+    x = Tensor(np.zeros((32, 64, 28, 28), np.float32))
+    step(x).asnumpy()
+    began, used = time.perf_counter(), time.thread_time()
+    y = native.asleep(step)(x)
+    took, used = time.perf_counter() - began, time.thread_time() - used
+    y.asnumpy()
+    assert time.perf_counter() - began < took + 0.2 * took + 0.01, "it had not ended"
+    assert used < 0.3 * took, "it did not sleep"
+
+
+def test_a_step_that_never_tells_its_end_is_waited_for_in_vain_once(monkeypatch):
+    monkeypatch.setitem(native._STATE, "library", str(LIBRARY))
+    monkeypatch.setattr(native, "PATIENCE", 0.05)
+    began = time.perf_counter()
+    assert native.asleep(lambda x: x)(3) == 3
+    assert 0.04 < time.perf_counter() - began < 1
