@@ -70,7 +70,7 @@ def threads() -> int:
 def finish(outputs: tuple[Tensor, ...]) -> None:
     """On a CPU, wait for `outputs`; elsewhere return at once, so that the host prepares the next step meanwhile.
 
-    Steps that queue up on a CPU fight for its cores: they took more than twice as long (README, "Speed").
+    Steps that queue up on a CPU fight for its cores: they took more than twice as long (README, "Speed on a CPU").
     MindSpore spins meanwhile; steps with native kernels have ended before they come here (`native.asleep`).
     """
     if _SETUP["device"] == "CPU":
