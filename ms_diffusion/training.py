@@ -160,7 +160,7 @@ def train(config: Config, dataset: ImageDataset, folder: Path, resume: bool = Fa
     if options.sample_every:
         # Once now: what cannot be compiled, or does not fit into memory, is found in the evening.
         zeros = Tensor(np.zeros((options.sample_num, *config.image_shape), np.float32))
-        reverse_step(zeros, Tensor(np.zeros(options.sample_num, np.int32)), zeros)
+        runtime.finish((reverse_step(zeros, Tensor(np.zeros(options.sample_num, np.int32)), zeros),))
     if jit:
         print("the first step compiles the network and takes longer than the others", file=sys.stderr)
     window = []  # what the steps since the last line of metrics returned, still on the device
