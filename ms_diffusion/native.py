@@ -74,7 +74,7 @@ def asleep(step: Callable) -> Callable:
     """`step`, which ends by the operator `end`, but returning only after that, and sleeping until then.
 
     MindSpore's own wait for a Tensor spins in a thread that takes half of one of two cores away from the kernels: a
-    training step of Fashion-MNIST took 180 ms so, and 127 ms asleep.
+    training step of Fashion-MNIST took 185 ms so, and 121 ms asleep (README, "Speed on a CPU").
     """
     opened = native_build.load(Path(library()))
     opened.ms_diffusion_ended.restype = ctypes.c_int64
