@@ -20,16 +20,16 @@ import numpy as np
 import torch
 from mindspore import Tensor, nn
 from mindspore import dtype as mstype
-from mindspore.amp import DynamicLossScaler
 from tqdm import tqdm
 
-from ms_diffusion import machine, runtime, torch_bridge, torch_twin, training
+from ms_diffusion import batches, machine, runtime, torch_bridge, torch_twin
 from ms_diffusion.comparison_report import TOLERANCES, Comparison, Row, measure
 from ms_diffusion.config import Config, DiffusionConfig, TrainConfig
 from ms_diffusion.data import ImageDataset
 from ms_diffusion.diffusion import GaussianDiffusion, build_diffusion
 from ms_diffusion.errors import UserError
 from ms_diffusion.randomness import image_noise
+from ms_diffusion.train_step import TrainState, learning_rates, make_train_step
 
 Arrays = dict[str, np.ndarray]
 """Weights or gradients by their names."""
@@ -60,7 +60,7 @@ def compare(
         model, torch_twin.Unet(**dataclasses.asdict(config.model)), build_diffusion(config.diffusion),
         torch_twin.GaussianDiffusion(**dataclasses.asdict(config.diffusion)), config,
     )
-    batch = training.draw_batch(dataset, config, 0)
+    batch = batches.draw_batch(dataset, config, 0)
     x_t, t = _array(pair.their_diffusion.q_sample(*map(_torch, batch))), batch[1]
     if pair.jit:
         print("graph mode compiles four graphs, each before its first number", file=sys.stderr)
@@ -306,7 +306,7 @@ def first_update(pair: Pair, gradients: Arrays, equal_formulas: bool) -> Arrays:
     for name, parameter in twin.named_parameters():
         parameter.grad = torch.tensor(gradients[name])
     optimizer = _adam(twin, config, config.adam_eps / math.sqrt(1 - config.adam_beta2) if equal_formulas else None)
-    _their_update(twin, optimizer, config, training.learning_rates(config)[0])
+    _their_update(twin, optimizer, config, learning_rates(config)[0])
     return {name: _array(parameter) for name, parameter in twin.named_parameters()}
 
 
@@ -316,17 +316,13 @@ def compare_training(
 ) -> tuple[list[Row], tuple[list[float], list[float]]]:
     """Our weights after the first step against `expected`, then the losses of `steps` steps in both frameworks."""
     config = pair.config.train
-    optimizer = training.make_optimizer(pair.model, config)
-    loss_scaler = DynamicLossScaler(config.loss_scale, config.loss_scale_factor, config.loss_scale_window)
-    train_step = training.make_train_step(
-        pair.model, pair.diffusion, optimizer, loss_scaler, config.max_grad_norm, pair.jit
-    )
+    train_step = make_train_step(TrainState(pair.model, config), pair.diffusion, pair.jit)
     their_optimizer = _adam(pair.twin, config)
-    rates = training.learning_rates(config)
+    rates = learning_rates(config)
     rows, losses, their_losses = [], [], []
     with _progress(steps, "training") as bar:
         for step, rate in enumerate(rates[:steps]):
-            batch = training.draw_batch(dataset, pair.config, step)
+            batch = batches.draw_batch(dataset, pair.config, step)
             losses.append(float(train_step(*map(Tensor, batch))[0].asnumpy()))
             their_losses.append(_their_gradients(pair, batch))
             _their_update(pair.twin, their_optimizer, config, rate)
@@ -403,7 +399,7 @@ def _adam(twin: torch.nn.Module, config: TrainConfig, eps: Optional[float] = Non
 
 def _note_on_adam(equal: Arrays, apart: Arrays, config: TrainConfig) -> str:
     differences = np.concatenate([np.abs(equal[name] - apart[name]).ravel() for name in equal])
-    differences /= training.learning_rates(config)[0]
+    differences /= learning_rates(config)[0]
     return (
         f"With epsilon where PyTorch has it, the first step moves {np.mean(differences > 0.01):.1%} of the weights by "
         f"another amount, by more than 1 % of the learning rate; the mean of all is {differences.mean():.2%}. "

@@ -182,7 +182,11 @@ class TrainConfig:
     steps: int = 2000
     """Steps of the whole run."""
     batch_size: int = 64
-    """Images in a step."""
+    """Images that one device takes at once."""
+    accumulate: int = 1
+    """Micro-batches of batch_size images whose gradients make one step."""
+    precision: Literal["fp32", "fp16", "bf16"] = "fp32"
+    """Of convolutions, dense layers and matrix products; weights, norms, softmax, loss and Adam stay in fp32."""
     lr: float = 1e-4
     """Largest learning rate, reached after the warm-up."""
     lr_min: float = 1e-7
@@ -205,6 +209,18 @@ class TrainConfig:
     """The scale is divided by this after an overflow, multiplied after a window without one."""
     loss_scale_window: int = 1000
     """Steps without overflow before the scale grows."""
+    loss_scale_max: float = 2.0**24
+    """The scale grows no further: in fp32 nothing else would stop it."""
+    max_skipped_steps: int = 50
+    """Steps in a row that may overflow and be skipped; one more ends the run. From the first scale to 1 it is 16."""
+    ema_decay: float = 0.999
+    """Decay of the weights' moving average, which sampling uses; 0 keeps no average."""
+    ema_ramp: float = 10.0
+    """After n updates the decay is at most (1 + n) / (ema_ramp + n); 1 has no ramp."""
+    ema_start: int = 0
+    """Steps before the average begins; until then it is the weights themselves."""
+    ema_every: int = 1
+    """Steps between updates of the average."""
     seed: int = 0
     """Weights, order of the images, time steps and noise all follow from it."""
     log_every: int = 10
@@ -217,9 +233,13 @@ class TrainConfig:
     """Images in such a picture."""
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "log_every", "checkpoint_every", "sample_num", "loss_scale_window"):
+        _require_choices("train", self)
+        for name in (
+            "steps", "batch_size", "accumulate", "log_every", "checkpoint_every", "sample_num", "loss_scale_window",
+            "max_skipped_steps", "ema_ramp", "ema_every",
+        ):
             _require(getattr(self, name) >= 1, f"train.{name}", getattr(self, name), "it must be at least 1")
-        for name in ("lr_warmup_steps", "sample_every", "max_grad_norm", "seed"):
+        for name in ("lr_warmup_steps", "sample_every", "max_grad_norm", "seed", "ema_start"):
             _require(getattr(self, name) >= 0, f"train.{name}", getattr(self, name), "it must not be negative")
         _require(
             0 <= self.lr_min <= self.lr and self.lr > 0, "train.lr, train.lr_min", (self.lr, self.lr_min),
@@ -229,10 +249,13 @@ class TrainConfig:
             self.lr_decay_steps is None or self.lr_decay_steps >= 1,
             "train.lr_decay_steps", self.lr_decay_steps, "it must be null or at least 1",
         )
-        for name in ("adam_beta1", "adam_beta2"):
+        for name in ("adam_beta1", "adam_beta2", "ema_decay"):
             _require(0 <= getattr(self, name) < 1, f"train.{name}", getattr(self, name), "it must be in [0, 1)")
         _require(self.adam_eps > 0, "train.adam_eps", self.adam_eps, "it must be positive")
-        _require(self.loss_scale >= 1, "train.loss_scale", self.loss_scale, "it must be at least 1")
+        _require(
+            1 <= self.loss_scale <= self.loss_scale_max < 2.0**120, "train.loss_scale, train.loss_scale_max",
+            (self.loss_scale, self.loss_scale_max), "they must satisfy 1 <= loss_scale <= loss_scale_max < 2^120",
+        )
         factor = self.loss_scale_factor
         _require(factor >= 2, "train.loss_scale_factor", factor, "it must be at least 2")
 

@@ -178,15 +178,14 @@ def _normal(shape: tuple[int, ...]) -> np.ndarray:
 
 
 def _our_builders(contestant: str, threads: int) -> Builders:
-    """This library's calls, as `training.train` and `samplers.sample` make them."""
+    """This library's calls, as `training.train` and `samplers.sample` make them, without the moving average."""
     import mindspore as ms
     from mindspore import Tensor, nn
-    from mindspore.amp import DynamicLossScaler
 
     from ms_diffusion import layers, runtime
-    from ms_diffusion import training as train
     from ms_diffusion.diffusion import build_diffusion
     from ms_diffusion.randomness import weights_generator
+    from ms_diffusion.train_step import TrainState, make_train_step
     from ms_diffusion.unet import build_unet, init_weights
 
     jit = not contestant.endswith("pynative")
@@ -199,11 +198,8 @@ def _our_builders(contestant: str, threads: int) -> Builders:
     def training(workload: Workload) -> Groups:
         config, options = workload.config, workload.config.train
         model = first_weights(build_unet(config.model))
-        step = train.make_train_step(
-            model, build_diffusion(config.diffusion), train.make_optimizer(model, options),
-            DynamicLossScaler(options.loss_scale, options.loss_scale_factor, options.loss_scale_window),
-            options.max_grad_norm, jit,
-        )
+        options = dataclasses.replace(options, ema_decay=0.0)  # the others keep no average either
+        step = make_train_step(TrainState(model, options), build_diffusion(config.diffusion), jit)
         batch = _batch(workload)
         return [[lambda: runtime.finish(step(*map(Tensor, batch)))]]
 

@@ -2,6 +2,8 @@
 
 Every MindSpore layer states its arguments, because the defaults differ from PyTorch's and are announced to change.
 Where there are native kernels (`native.operator`), they compute the same from the same parameters.
+After `set_precision` the convolutions, dense layers and matrix products compute in half precision; their operands are
+cast on the way in and their results on the way out, so norms, softmax, activations and sums stay in float32.
 """
 
 from __future__ import annotations
@@ -17,6 +19,18 @@ from ms_diffusion import native, runtime
 from ms_diffusion.config import ModelConfig
 from ms_diffusion.errors import UserError
 
+_HALVES = {"fp16": mstype.float16, "bf16": mstype.bfloat16}
+
+
+def set_precision(model: nn.Cell, precision: str) -> None:
+    """Let the convolutions, dense layers and matrix products of `model` compute in "fp32", "fp16" or "bf16".
+
+    For the model's first call and before it is compiled. The weights stay float32; Micikevicius et al. 2017, section 3.
+    """
+    for _, cell in model.cells_and_names():
+        if isinstance(cell, (Conv2d, Upsample, Dense, Attention, LinearAttention)):
+            cell.half = _HALVES.get(precision)
+
 
 class Conv2d(nn.Conv2d):
     """A convolution that keeps the size at stride 1 and halves it at stride 2 with kernel 4."""
@@ -30,9 +44,13 @@ class Conv2d(nn.Conv2d):
         )
         kind = "depthwise" if group > 1 else "halving" if stride == 2 else "convolution"
         self.native = native.operator(f"{kind}_bias" if bias else kind)
+        self.half = None
 
     def construct(self, x: Tensor) -> Tensor:
         """(B, dim, H, W) -> (B, dim_out, H / stride, W / stride)."""
+        if self.half is not None:
+            out = ops.cast(self.conv2d(ops.cast(x, self.half), ops.cast(self.weight, self.half)), mstype.float32)
+            return out + self.bias.reshape((1, -1, 1, 1)) if self.has_bias else out
         if self.native is None or x.dtype != mstype.float32:
             return super().construct(x)
         if self.has_bias:
@@ -40,9 +58,19 @@ class Conv2d(nn.Conv2d):
         return self.native(x, self.weight)
 
 
-def dense(dim: int, dim_out: int) -> nn.Dense:
-    """A linear layer with bias on (B, dim)."""
-    return nn.Dense(in_channels=dim, out_channels=dim_out, has_bias=True, activation=None)
+class Dense(nn.Dense):
+    """A linear layer with bias."""
+
+    def __init__(self, dim: int, dim_out: int) -> None:
+        super().__init__(in_channels=dim, out_channels=dim_out, has_bias=True, activation=None)
+        self.half = None
+
+    def construct(self, x: Tensor) -> Tensor:
+        """(B, dim) -> (B, dim_out)."""
+        if self.half is not None:
+            out = self.matmul(ops.cast(x, self.half), ops.cast(self.weight, self.half))
+            return ops.cast(out, mstype.float32) + self.bias
+        return super().construct(x)
 
 
 class GroupNorm(nn.GroupNorm):
@@ -108,9 +136,15 @@ class Upsample(nn.Conv2dTranspose):
             dilation=1, group=1, has_bias=conv_bias,
         )
         self.native = native.operator("doubling_bias" if conv_bias else "doubling")
+        self.half = None
 
     def construct(self, x: Tensor) -> Tensor:
         """(B, dim, H, W) -> (B, dim, 2 H, 2 W)."""
+        if self.half is not None:
+            b, dim, h, w = x.shape
+            x, weight = ops.cast(x, self.half), ops.cast(self.weight, self.half)
+            out = ops.cast(self.conv2d_transpose(x, weight, (b, dim, 2 * h, 2 * w)), mstype.float32)
+            return out + self.bias.reshape((1, -1, 1, 1)) if self.has_bias else out
         if self.native is None or x.dtype != mstype.float32:
             return super().construct(x)
         if self.has_bias:
@@ -182,7 +216,7 @@ class ResnetBlock(nn.Cell):
         super().__init__()
         self.mlp = None
         if time_emb_dim is not None:
-            self.mlp = nn.SequentialCell([SiLU(), dense(time_emb_dim, dim_out)])
+            self.mlp = nn.SequentialCell([SiLU(), Dense(time_emb_dim, dim_out)])
         self.block1 = Block(dim, dim_out, groups, conv_bias)
         self.block2 = Block(dim_out, dim_out, groups, conv_bias)
         self.res_conv = Conv2d(dim, dim_out, 1, bias=conv_bias) if dim != dim_out else nn.Identity()
@@ -207,7 +241,7 @@ class ConvNextBlock(nn.Cell):
         super().__init__()
         self.mlp = None
         if time_emb_dim is not None:
-            self.mlp = nn.SequentialCell([GELU(gelu_form), dense(time_emb_dim, dim)])
+            self.mlp = nn.SequentialCell([GELU(gelu_form), Dense(time_emb_dim, dim)])
         self.ds_conv = Conv2d(dim, dim, 7, bias=conv_bias, group=dim)
         self.net = nn.SequentialCell([
             make_norm(norm_kind, dim) if norm else nn.Identity(),
@@ -261,6 +295,12 @@ class PreNorm(nn.Cell):
         return self.fn(self.norm(x))
 
 
+def _product(matmul: ops.BatchMatMul, a: Tensor, b: Tensor, half: Optional[mstype.Type]) -> Tensor:
+    if half is None:
+        return matmul(a, b)
+    return ops.cast(matmul(ops.cast(a, half), ops.cast(b, half)), mstype.float32)
+
+
 class Attention(nn.Cell):
     """Multi-head self-attention over the pixels; Vaswani et al. 2017, eq. 1."""
 
@@ -273,15 +313,16 @@ class Attention(nn.Cell):
         self.native = native.operator("attention")
         self.matmul_at = ops.BatchMatMul(transpose_a=True, transpose_b=False)
         self.matmul_bt = ops.BatchMatMul(transpose_a=False, transpose_b=True)
+        self.half = None
 
     def construct(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C, H, W)."""
         b, _, h, w = x.shape
         qkv = self.to_qkv(x).reshape((b, 3 * self.heads, -1, h * w))
-        if self.native is None or x.dtype != mstype.float32:
+        if self.native is None or self.half is not None or x.dtype != mstype.float32:
             q, k, v = ops.chunk(qkv, 3, axis=1)  # each (B, heads, d, N)
-            attention = ops.softmax(self.matmul_at(q * self.scale, k), -1)  # (B, heads, N, N)
-            out = self.matmul_bt(v, attention)  # (B, heads, d, N)
+            attention = ops.softmax(_product(self.matmul_at, q * self.scale, k, self.half), -1)  # (B, heads, N, N)
+            out = _product(self.matmul_bt, v, attention, self.half)  # (B, heads, d, N)
         else:
             out = self.native(qkv, ops.full((1,), self.scale, dtype=mstype.float32))
         return self.to_out(out.reshape((b, -1, h, w)))
@@ -309,6 +350,7 @@ class LinearAttention(nn.Cell):
         self.native = native.operator("linear_attention")
         self.matmul_at = ops.BatchMatMul(transpose_a=True, transpose_b=False)
         self.matmul_bt = ops.BatchMatMul(transpose_a=False, transpose_b=True)
+        self.half = None
 
     def construct(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C, H, W)."""
@@ -316,10 +358,11 @@ class LinearAttention(nn.Cell):
         qkv = self.to_qkv(x).reshape((b, 3 * self.heads, -1, h * w))
         # The scalings of q and v are applied to the small context: it is linear in both.
         scale = self.scale / (h * w) if self.scale_values else self.scale
-        if self.native is None or x.dtype != mstype.float32:
+        if self.native is None or self.half is not None or x.dtype != mstype.float32:
             q, k, v = ops.chunk(qkv, 3, axis=1)  # each (B, heads, d, N)
-            context = self.matmul_bt(ops.softmax(k, -1), v) * scale  # (B, heads, d, d)
-            out = self.matmul_at(context, ops.softmax(q, -2))  # (B, heads, d, N)
+            # Softmaxed keys sum to 1, so no sum here exceeds the largest value: nothing to overflow in fp16.
+            context = _product(self.matmul_bt, ops.softmax(k, -1), v, self.half) * scale  # (B, heads, d, d)
+            out = _product(self.matmul_at, context, ops.softmax(q, -2), self.half)  # (B, heads, d, N)
         else:
             out = self.native(qkv, ops.full((1,), scale, dtype=mstype.float32))
         return self.to_out(out.reshape((b, -1, h, w)))

@@ -9,6 +9,7 @@ strides, groups and heads follow from their shapes:
   the statistics that their gradients read
 - linear_attention, attention (q k v (B, 3 heads, d, N), scale (1,)) -> (B, heads, d, N)
 - global_norm (gradient, ...) -> (1,)
+- ema (average, ..., weight, ..., decay d (1,), t of adam) -> t: average <- d average + (1 - d) weight, where it lies
 - end (token (1,), what must be computed before, of any type) -> token: the last operator of a step, for `asleep`
 - adam (parameter, ..., first moment, ..., second moment, ..., gradient, ..., and eight scalars: a factor for the
   gradients, the learning rate, beta1, beta2, epsilon, beta1^t, beta2^t, t) -> t (1,): changes the parameters, the
@@ -34,7 +35,7 @@ from ms_diffusion import native_build, native_check, runtime
 NAMES = (
     "convolution", "convolution_bias", "halving", "halving_bias", "doubling", "doubling_bias", "depthwise",
     "depthwise_bias", "gelu_erf", "gelu_tanh", "silu", "group_norm", "layer_norm", "linear_attention", "attention",
-    "global_norm", "adam", "end",
+    "global_norm", "adam", "ema", "end",
 )
 PATIENCE = 60.0
 """Seconds that `asleep` sleeps at most: a step that failed never tells its end, and MindSpore must tell the failure."""
@@ -122,7 +123,7 @@ def _make(name: str) -> ops.Custom:
         return _activation(name)
     return {
         "group_norm": _group_norm, "layer_norm": _layer_norm, "linear_attention": _attention, "attention": _attention,
-        "global_norm": _global_norm, "adam": _adam, "end": _end,
+        "global_norm": _global_norm, "adam": _in_place, "ema": _in_place, "end": _end,
     }[name](name)
 
 
@@ -206,7 +207,7 @@ def _global_norm(name: str) -> ops.Custom:
     return _custom(name, lambda *gradients: [1])
 
 
-def _adam(name: str) -> ops.Custom:
+def _in_place(name: str) -> ops.Custom:
     return _custom(name, lambda *inputs: [1], dtype=mstype.int32)
 
 

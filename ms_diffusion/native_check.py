@@ -30,6 +30,12 @@ def failure(kernels: Kernels) -> Optional[str]:
         return "global_norm"
     if not _agree(_native_adam(kernels("adam"), gradients), _adam(gradients)):
         return "adam"
+    weights, averages = gradients, [Parameter(ops.ones_like(gradient)) for gradient in gradients]
+    count = Tensor([_STEP], mstype.int32)
+    wanted = [0.25 * average + 0.75 * weight for average, weight in zip(averages, weights)]
+    kernels("ema")(*averages, *weights, Tensor([0.25], mstype.float32), count).asnumpy()
+    if not _agree(averages, wanted):
+        return "ema"
     token = Tensor([1.0], mstype.float32)
     return None if _agree([kernels("end")(token, gradients[0])], [token]) else "end"
 

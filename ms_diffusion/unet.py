@@ -17,6 +17,7 @@ from ms_diffusion.layers import (
     Attention,
     Conv2d,
     ConvNextBlock,
+    Dense,
     Downsample,
     LinearAttention,
     PreNorm,
@@ -24,7 +25,6 @@ from ms_diffusion.layers import (
     ResnetBlock,
     SinusoidalPositionEmbeddings,
     Upsample,
-    dense,
 )
 
 
@@ -63,7 +63,7 @@ class Unet(nn.Cell):
         self.time_mlp = None
         if time_dim is not None:
             self.time_mlp = nn.SequentialCell([
-                SinusoidalPositionEmbeddings(dim), dense(dim, time_dim), GELU(config.gelu), dense(time_dim, time_dim),
+                SinusoidalPositionEmbeddings(dim), Dense(dim, time_dim), GELU(config.gelu), Dense(time_dim, time_dim),
             ])
 
         downs = []

@@ -88,6 +88,8 @@ def updates(library, *shape):
     for factor in (0.5, np.inf):
         scalars[0][...] = factor
         call(library, "adam", [*state, *gradients, *scalars, np.array(1, np.int32)], (1,))
+    averages = [np.ones_like(gradient) for gradient in gradients]
+    call(library, "ema", [*averages, *gradients, np.array([0.5], np.float32), np.array([7], np.int32)], (1,))
 
 
 def while_the_number_of_threads_changes(library):

@@ -275,7 +275,7 @@ def test_layers_that_only_one_network_has():
     *_, row = comparison.compare_layer_outputs(model, calls, 1.0)
     assert (row.name, row.note, row.passed) == ("final_conv.2", "our network has no such layer", False)
     extra = put(model, "final_conv.1", layers.Conv2d(8, 1, 1, bias=True))
-    extra.more = layers.dense(1, 1)
+    extra.more = layers.Dense(1, 1)
     result = compare(extra, first_weights(config), config, dataset(config), steps=1, sampling_steps=2)
     assert [row.name for row in result.rows if not row.passed] == ["more.weight", "more.bias"]
 

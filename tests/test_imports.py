@@ -18,6 +18,7 @@ ARROWS = {
     "graph_cache": {"caches"},
     "native_build": {"caches"},
     "machine": set(),
+    "batches": {"config", "data", "randomness"},
     "workloads": {"config", "errors"},
     # floor 1
     "native_check": set(),
@@ -37,16 +38,17 @@ ARROWS = {
     "weight_files": {"checkpoint", "config", "errors", "torch_bridge", "unet"},
     # floor 4
     "evaluation": set(),
+    "train_step": {"config", "diffusion", "graphs", "native"},
     "training": {
-        "checkpoint", "config", "data", "diffusion", "errors", "graphs", "native", "randomness", "runtime", "samplers",
-        "unet", "visualize",
+        "batches", "checkpoint", "config", "data", "diffusion", "errors", "layers", "randomness", "runtime", "samplers",
+        "train_step", "unet", "visualize",
     },
     "comparison": {
-        "comparison_report", "config", "data", "diffusion", "errors", "machine", "randomness", "runtime",
-        "torch_bridge", "torch_twin", "training",
+        "batches", "comparison_report", "config", "data", "diffusion", "errors", "machine", "randomness", "runtime",
+        "torch_bridge", "torch_twin", "train_step",
     },
     "contestants": {
-        "config", "diffusion", "errors", "layers", "native_build", "randomness", "runtime", "torch_twin", "training",
+        "config", "diffusion", "errors", "layers", "native_build", "randomness", "runtime", "torch_twin", "train_step",
         "unet", "workloads",
     },
     # floor 5
@@ -56,6 +58,7 @@ ARROWS = {
 WITHOUT_MINDSPORE = {
     "errors", "config", "schedules", "randomness", "data", "visualize", "comparison_report", "evaluation", "torch_twin",
     "caches", "graph_cache", "native_build", "machine", "workloads", "benchmark",
+    "batches",
 }
 WITH_TORCH = {"torch_twin", "comparison", "contestants"}
 WITH_TORCH_INSIDE_A_FUNCTION = {"weight_files"}

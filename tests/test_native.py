@@ -13,12 +13,11 @@ import mindspore as ms
 import numpy as np
 import pytest
 from mindspore import Tensor, nn, ops
-from mindspore.amp import DynamicLossScaler
 
 from ms_diffusion import layers, native, native_build, native_check, runtime
 from ms_diffusion.config import TrainConfig
 from ms_diffusion.diffusion import GaussianDiffusion
-from ms_diffusion.training import make_optimizer, make_train_step
+from ms_diffusion.train_step import TrainState, make_optimizer, make_train_step
 from ms_diffusion.unet import Unet
 
 try:
@@ -305,6 +304,28 @@ def test_adam_is_mindspores_and_skips_what_is_not_finite(jit, monkeypatch):
         assert np.isclose(mine.beta2_power.asnumpy(), other.beta2_power.asnumpy(), rtol=1e-6)
 
 
+@pytest.mark.parametrize("jit", [False, True])
+@pytest.mark.parametrize("decay", [0.0, 0.25, 1.0])
+def test_ema_moves_the_averages_where_they_lie(decay, jit, monkeypatch):
+    monkeypatch.setitem(native._STATE, "library", str(LIBRARY))
+    ema = native._make("ema")
+    draw = np.random.default_rng(5)
+    weights, averages = ([draw.normal(size=shape).astype(np.float32) for shape in ((3, 5), (20001,), (1,))] for _ in "12")
+    moved = [Parameter(Tensor(average), name=f"average{i}") for i, average in enumerate(averages)]
+    fixed = [Parameter(Tensor(weight), name=f"weight{i}") for i, weight in enumerate(weights)]
+
+    def update(count):
+        return ema(*moved, *fixed, Tensor([decay], ms.float32), count)
+
+    update = ms.jit(update) if jit else update
+    assert update(Tensor([7], ms.int32)).asnumpy() == 7
+    for average, weight, new, same in zip(averages, weights, moved, fixed):
+        assert np.abs(new.asnumpy() - (decay * average + (1 - decay) * weight)).max() < 1e-6
+        assert np.array_equal(same.asnumpy(), weight)
+        if decay in (0.0, 1.0):
+            assert np.array_equal(new.asnumpy(), average if decay else weight), "to the last bit"
+
+
 def resident():
     """Bytes of memory that this process holds."""
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGESIZE")
@@ -325,11 +346,7 @@ def test_memory_does_not_grow(monkeypatch):
 def growth_in_training(jit):
     """Bytes by which 1000 steps of a tiny network let the process grow, after 100 to warm up."""
     model, config = Unet(dim=4, dim_mults=(1,), convnext_mult=1), TrainConfig(batch_size=2)
-    step = make_train_step(
-        model, GaussianDiffusion(timesteps=20, schedule="cosine"), make_optimizer(model, config),
-        DynamicLossScaler(config.loss_scale, config.loss_scale_factor, config.loss_scale_window), config.max_grad_norm,
-        jit,
-    )
+    step = make_train_step(TrainState(model, config), GaussianDiffusion(timesteps=20, schedule="cosine"), jit)
     draw, t = np.random.default_rng(0), np.array([3, 17], np.int32)
     x, noise = (draw.normal(size=(2, 1, 4, 4)).astype(np.float32) for _ in range(2))
     held = []

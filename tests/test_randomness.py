@@ -12,14 +12,31 @@ def test_every_epoch_shows_every_image_once(num_images, batch_size):
     assert len({tuple(epoch) for epoch in epochs}) > 1, "the epochs have one and the same order"
 
 
-def test_a_step_is_a_function_of_seed_step_and_rank():
-    def draw(*key):
-        return randomness.step_generator(*key).standard_normal(4).tolist()
+def test_a_step_is_a_function_of_seed_step_and_place():
+    def draw(seed, step, place=None):
+        if place is None:
+            return randomness.step_generator(seed, step).standard_normal(4).tolist()
+        return randomness.step_noise(seed, step, [place], (4,))[0].tolist()
 
-    assert draw(0, 5, 0) == draw(0, 5, 0)
-    others = [draw(0, 5, 0), draw(1, 5, 0), draw(0, 6, 0), draw(0, 5, 1), draw(5, 0, 0)]
-    others.append(randomness.weights_generator(0).standard_normal(4).tolist())
+    assert draw(0, 5) == draw(0, 5) and draw(0, 5, 0) == draw(0, 5, 0)
+    others = [draw(*key) for key in ((0, 5), (1, 5), (0, 6), (5, 0))]
+    others += [draw(*key) for key in ((0, 5, 0), (0, 5, 1), (0, 6, 0), (1, 5, 0), (5, 0, 0), (0, 0, 5))]
+    others += [randomness.weights_generator(0).standard_normal(4).tolist()]
     assert len({tuple(values) for values in others}) == len(others)
+
+
+def test_noise_of_a_place_does_not_depend_on_the_others():
+    whole = randomness.step_noise(3, 7, range(6), (1, 4, 4))
+    assert whole.shape == (6, 1, 4, 4) and whole.dtype == np.float32
+    assert np.array_equal(randomness.step_noise(3, 7, [2, 5], (1, 4, 4)), whole[[2, 5]])
+
+
+def test_noise_of_steps_is_standard_normal_and_uncorrelated():
+    noise = np.stack([randomness.step_noise(0, step, range(8), (500,)) for step in range(50)])
+    assert abs(noise.mean()) < 4 / np.sqrt(noise.size)
+    assert abs(noise.std() - 1) < 4 / np.sqrt(2 * noise.size)
+    for one, other in ((noise[1:], noise[:-1]), (noise[:, 1:], noise[:, :-1]), (noise[..., 1:], noise[..., :-1])):
+        assert abs((one * other).mean()) < 4 / np.sqrt(one.size)
 
 
 def test_noise_of_an_image_does_not_depend_on_its_batch():

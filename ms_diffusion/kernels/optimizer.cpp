@@ -1,4 +1,5 @@
-// The norm of all gradients, and Adam for all parameters, each in one call: a network has hundreds of small ones.
+// The norm of all gradients, and Adam and the moving average of all parameters, each in one call: a network has hundreds
+// of small ones.
 #include <cmath>
 #include <vector>
 
@@ -78,7 +79,27 @@ int adam(int count, void** data, const int* ranks, int64_t** shapes) {
   return 0;
 }
 
+// (averages, weights, decay d (1,), t of `adam`) -> t: average <- d average + (1 - d) weight, in place.
+int ema(int count, void** data, const int* ranks, int64_t** shapes) {
+  const int64_t arrays = (count - 3) / 2;
+  const float decay = *floats(data[2 * arrays]);
+  const std::vector<Piece> pieces = pieces_of(arrays, ranks, shapes);
+  parallel(pieces.size(), [&](int64_t, int64_t first, int64_t last) {
+    for (int64_t i = first; i < last; ++i) {
+      float* const average = floats(data[pieces[i].array]) + pieces[i].first;
+      const float* const weight = floats(data[arrays + pieces[i].array]) + pieces[i].first;
+      for_vectors(pieces[i].count, [&](int64_t p, int64_t n) {
+        const Vector mixed = load_some(average + p, n) * decay + load_some(weight + p, n) * (1.0f - decay);
+        store_some(average + p, mixed, n);
+      });
+    }
+  });
+  *static_cast<int32_t*>(data[count - 1]) = *static_cast<const int32_t*>(data[count - 2]);
+  return 0;
+}
+
 }  // namespace
 
 KERNEL(ms_diffusion_global_norm) { return global_norm(count, data, ranks, shapes); }
 KERNEL(ms_diffusion_adam) { return adam(count, data, ranks, shapes); }
+KERNEL(ms_diffusion_ema) { return ema(count, data, ranks, shapes); }
