@@ -61,7 +61,7 @@ class TrainState:
         self.loss_scaler = DynamicLossScaler(config.loss_scale, config.loss_scale_factor, config.loss_scale_window)
         self.averages = self._like_weights("ema") if config.ema_decay else ()
         # Between the micro-batches of one step. A checkpoint never falls there, so it holds none of them.
-        self.sums = self._like_weights("sum") if config.accumulate > 1 else ()
+        self.sums = self._like_weights("sum") if config.accumulate > 1 else ()  # each step overwrites its first values
         self.loss_sum = Parameter(Tensor(0, mstype.float32), name="sum.loss", requires_grad=False)
 
     def _like_weights(self, prefix: str) -> tuple[Parameter, ...]:
@@ -127,7 +127,8 @@ def make_train_step(
         elif finite:
             optimizer(scaled(gradients, factor))
             if has_average:
-                _EACH(ops.partial(_mix, ema_decay(options, global_step)), averages, parameters)
+                decay = ema_decay(options, global_step).reshape(())
+                loss = ops.depend(loss, _EACH(ops.partial(_mix, decay), averages, parameters))
         loss_scaler.adjust(finite)
         ops.assign(loss_scaler.scale_value, ops.clamp(loss_scaler.scale_value, None, options.loss_scale_max))
         return loss / options.accumulate, norm, finite
@@ -138,9 +139,10 @@ def make_train_step(
 
     def add_micro_batch(x_start: Tensor, t: Tensor, noise: Tensor, first: Tensor) -> Tensor:
         (_, loss), gradients = gradients_of(x_start, t, noise)
+        # Under ms.jit an assignment inside HyperMap is made only if its value is needed.
         added = _EACH(ops.partial(_add, first), (loss_sum, *sums), (loss, *gradients))
-        token = ops.zeros((1,), mstype.float32)
-        return token if end is None else end(token, added[0])
+        token = ops.depend(ops.zeros((1,), mstype.float32), added)
+        return token if end is None else end(token, loss)
 
     def update_by_sums() -> tuple[Tensor, Tensor, Tensor]:
         return update(loss_sum.value(), sums)

@@ -206,3 +206,70 @@ def test_linear_attention(scale_values, norm, jit):
         centred = out - out.mean(1, keepdims=True)
         expected = centred / np.sqrt(out.var(1, keepdims=True) + 1e-5) * weight(cell.to_out[1].g)
     assert np.abs(run(cell, jit, x) - expected).max() < 5e-5  # the norm magnifies small outputs
+
+
+def halved(x):
+    return x.astype(np.float16).astype(np.float64)
+
+
+@pytest.mark.parametrize("make", [
+    lambda: layers.Conv2d(5, 7, 3, bias=True), lambda: layers.Conv2d(5, 7, 1, bias=False),
+    lambda: layers.Conv2d(5, 5, 7, bias=True, group=5), lambda: layers.Downsample(5),
+], ids=["3x3", "1x1", "depthwise", "halving"])
+def test_a_convolution_in_fp16_rounds_its_operands_and_its_sum(make, jit):
+    cell, x = randomised(make()), random(2, 5, 6, 4)
+    layers.set_precision(cell, "fp16")
+    out = ms.jit(cell)(tensor(x)) if jit else cell(tensor(x))
+    assert out.dtype == ms.float32 and cell.weight.dtype == ms.float32
+    cell.weight.set_data(tensor(halved(weight(cell.weight))))
+    expected, unrounded = conv(halved(x), cell), conv(x, cell)
+    assert np.abs(out.asnumpy() - expected).max() < 2**-10 * np.abs(expected).max()
+    assert np.abs(expected - unrounded).max() > 1e-5, "the operands must be such that rounding them shows"
+
+
+def test_a_dense_layer_and_an_upsampling_in_fp16(jit):
+    for make, shape in ((lambda: layers.Dense(6, 9), (3, 6)), (lambda: layers.Upsample(4), (2, 4, 3, 5))):
+        x, cell = random(*shape), randomised(make())
+        exact = run(randomised(make()), jit, x)
+        layers.set_precision(cell, "fp16")
+        half = ms.jit(cell)(tensor(x)) if jit else cell(tensor(x))
+        assert half.dtype == ms.float32
+        # Each of at most 24 products of numbers below 4 is rounded to a part in 2^11.
+        assert 1e-5 < np.abs(half.asnumpy() - exact).max() < 24 * 16 * 2.0**-11
+
+
+@pytest.mark.parametrize("kind", [layers.LinearAttention, layers.Attention])
+def test_attention_in_fp16_survives_large_numbers(kind, jit):
+    """Inputs of +-100: exponentials of the keys, or sums over 256 pixels, would be infinite in fp16."""
+    cell = randomised(kind(64))
+    x = 100 * np.sign(random(2, 64, 16, 16))
+
+    def loss(x):
+        out = cell(x)
+        return (out * out).mean(), out
+
+    gradient = ms.value_and_grad(loss, 0, cell.trainable_params(), has_aux=True)
+    outs = []
+    for precision in ("fp32", "fp16"):
+        layers.set_precision(cell, precision)
+        function = ms.jit(lambda_free(gradient)) if jit else gradient
+        (_, out), (by_input, by_weights) = function(tensor(x))
+        assert all(np.isfinite(value.asnumpy()).all() for value in (out, by_input, *by_weights))
+        outs.append(out.asnumpy())
+    if kind is layers.LinearAttention:  # the other's softmax of such numbers is a choice of one pixel, often a close one
+        assert np.abs(outs[0] - outs[1]).max() < 0.02 * np.abs(outs[0]).max()
+
+
+def lambda_free(gradient):
+    def function(x):
+        return gradient(x)
+
+    return function
+
+
+def test_norms_and_activations_stay_in_fp32():
+    for cell in (layers.GroupNorm(2, 4), layers.LayerNorm(4), layers.GELU("erf"), layers.SiLU()):
+        x = random(2, 4, 3, 3)
+        exact = cell(tensor(x)).asnumpy()
+        layers.set_precision(cell, "fp16")
+        assert np.array_equal(cell(tensor(x)).asnumpy(), exact)

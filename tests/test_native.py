@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import mindspore as ms
 import numpy as np
 import pytest
-from mindspore import Tensor, nn, ops
+from mindspore import Parameter, Tensor, nn, ops
 
 from ms_diffusion import layers, native, native_build, native_check, runtime
 from ms_diffusion.config import TrainConfig
@@ -310,7 +310,8 @@ def test_ema_moves_the_averages_where_they_lie(decay, jit, monkeypatch):
     monkeypatch.setitem(native._STATE, "library", str(LIBRARY))
     ema = native._make("ema")
     draw = np.random.default_rng(5)
-    weights, averages = ([draw.normal(size=shape).astype(np.float32) for shape in ((3, 5), (20001,), (1,))] for _ in "12")
+    shapes = ((3, 5), (20001,), (1,))
+    weights, averages = ([draw.normal(size=shape).astype(np.float32) for shape in shapes] for _ in range(2))
     moved = [Parameter(Tensor(average), name=f"average{i}") for i, average in enumerate(averages)]
     fixed = [Parameter(Tensor(weight), name=f"weight{i}") for i, weight in enumerate(weights)]
 

@@ -23,8 +23,8 @@ class Affine(nn.Cell):
 
 
 def affine_step(jit, average=None, **options):
-    options = {"steps": 100, "lr": LR, "lr_min": LR, "adam_eps": EPS, "max_grad_norm": 0.0, "loss_scale": 1024.0, **options}
-    state, diffusion = TrainState(Affine(), TrainConfig(**options)), GaussianDiffusion(timesteps=100)
+    common = {"steps": 100, "lr": LR, "lr_min": LR, "adam_eps": EPS, "max_grad_norm": 0.0, "loss_scale": 1024.0}
+    state, diffusion = TrainState(Affine(), TrainConfig(**{**common, **options})), GaussianDiffusion(timesteps=100)
     return state, diffusion, make_train_step(state, diffusion, jit, average)
 
 
@@ -72,7 +72,8 @@ def test_an_overflow_changes_nothing_but_the_scale(accumulate, jit):
     _, _, finite = step(Tensor(x_start), Tensor(t), Tensor(noise))
     assert not bool(finite.asnumpy())
     after = values()
-    assert {name for name in before if not np.array_equal(before[name], after[name])} == {"loss_scaler.scale_value"}
+    changed = {name for name in before if not np.array_equal(before[name], after[name])}
+    assert changed == {"loss_scaler.scale_value", "loss_scaler.counter"}
     assert after["loss_scaler.scale_value"] == 512 and after["loss_scaler.counter"] == 0
     step(*map(Tensor, batch()))
     again = values()
@@ -88,7 +89,7 @@ def test_the_scale_grows_after_a_window_and_the_loss_stays_unscaled(jit):
         losses.append(float(loss.asnumpy()))
         scales.append(float(state.loss_scaler.scale_value.asnumpy()))
     assert scales == [1024, 4096, 4096, 8192, 8192, 8192, 8192], "up to loss_scale_max"
-    assert max(losses) / min(losses) < 1.2
+    assert max(losses) / min(losses) < 1.5
 
 
 def test_learning_rates():
