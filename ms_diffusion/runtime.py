@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any, Optional
 
 import mindspore as ms
-from mindspore import Tensor
+from mindspore import Tensor, ops
+from mindspore import dtype as mstype
 
 from ms_diffusion.config import RuntimeConfig
 from ms_diffusion.errors import UserError
@@ -65,6 +66,22 @@ def device() -> str:
 def threads() -> int:
     """How many cores of the CPU one operator of this process may use; `setup` decides."""
     return _SETUP["threads"] or _cores()
+
+
+def require_precision(precision: str) -> None:
+    """Raise `UserError` where this device has no convolution or matrix product in `precision`: fp32, fp16 or bf16."""
+    if precision == "fp32":
+        return
+    dtype = {"fp16": mstype.float16, "bf16": mstype.bfloat16}[precision]
+    image, kernel = ops.ones((1, 16, 4, 4), dtype), ops.ones((16, 16, 3, 3), dtype)
+    try:
+        convolved = ops.Conv2D(out_channel=16, kernel_size=3, pad_mode="pad", pad=1)(image, kernel)
+        ops.cast(ops.BatchMatMul()(convolved, convolved), mstype.float32).asnumpy()
+    except (RuntimeError, TypeError) as error:
+        raise UserError(
+            f"train.precision is {precision}: {device()} cannot compute in it with MindSpore {ms.__version__}; "
+            "take --train.precision fp32"
+        ) from error
 
 
 def finish(outputs: tuple[Tensor, ...]) -> None:

@@ -35,6 +35,7 @@ def main() -> None:
     else:
         settings = config.from_namespace(parser, options)
     device = runtime.setup(settings.runtime)
+    runtime.require_precision(settings.train.precision)
     graphs.keep(config.to_yaml(settings), native.library())
     dataset = make_dataset(settings.data, settings.model.channels)
     folder = Path(options.resume or options.out)

@@ -256,7 +256,7 @@ def test_attention_in_fp16_survives_large_numbers(kind, jit):
         (_, out), (by_input, by_weights) = function(tensor(x))
         assert all(np.isfinite(value.asnumpy()).all() for value in (out, by_input, *by_weights))
         outs.append(out.asnumpy())
-    if kind is layers.LinearAttention:  # the other's softmax of such numbers is a choice of one pixel, often a close one
+    if kind is layers.LinearAttention:  # the other's softmax chooses one pixel of such numbers, often by a hair
         assert np.abs(outs[0] - outs[1]).max() < 0.02 * np.abs(outs[0]).max()
 
 

@@ -77,6 +77,7 @@ def test_a_run_goes_on(trained, run_script, tmp_path):
         (["--data.name=fashion_mnist", "--data.folder={tmp}", "--data.image_size=28"], ["{tmp}", "ubyte.gz"]),
         (["--data.name=images", "--data.folder={tmp}/absent"], ["{tmp}/absent"]),
         (["--config={tmp}/absent.yaml"], ["absent.yaml"]),
+        (["--train.precision=bf16", "--runtime.device=CPU"], ["train.precision is bf16: CPU cannot compute in it"]),
         (["--model.channels=2"], ["model.channels is 2"]),
     ],
 )
