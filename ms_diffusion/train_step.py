@@ -51,30 +51,33 @@ def make_optimizer(model: nn.Cell, config: TrainConfig) -> nn.Adam:
 class TrainState:
     """All that training steps change: weights, their moving average, Adam's moments and counts, the loss scale.
 
-    The average begins as the weights that `model` has now.
+    `average` is a second network like `model`, which from now on holds the moving average, beginning with the weights
+    that `model` has now; None keeps no average.
     """
 
-    def __init__(self, model: nn.Cell, config: TrainConfig) -> None:
+    def __init__(self, model: nn.Cell, config: TrainConfig, average: Optional[nn.Cell] = None) -> None:
         self.config = config
         self.model = model
         self.optimizer = make_optimizer(model, config)
         self.loss_scaler = DynamicLossScaler(config.loss_scale, config.loss_scale_factor, config.loss_scale_window)
-        self.averages = self._like_weights("ema") if config.ema_decay else ()
+        self.average = average
+        self.averages = () if average is None else tuple(average.trainable_params())
+        for kept, weight in zip(self.averages, self.optimizer.parameters):
+            kept.name, kept.requires_grad = f"ema.{weight.name}", False
+            kept.set_data(Tensor(weight.asnumpy()))
         # Between the micro-batches of one step. A checkpoint never falls there, so it holds none of them.
-        self.sums = self._like_weights("sum") if config.accumulate > 1 else ()  # each step overwrites its first values
-        self.loss_sum = Parameter(Tensor(0, mstype.float32), name="sum.loss", requires_grad=False)
-
-    def _like_weights(self, prefix: str) -> tuple[Parameter, ...]:
-        return tuple(
-            Parameter(Tensor(weight.asnumpy()), name=f"{prefix}.{weight.name}", requires_grad=False)
+        self.sums = () if config.accumulate == 1 else tuple(
+            Parameter(Tensor(np.zeros(weight.shape, np.float32)), name=f"sum.{weight.name}", requires_grad=False)
             for weight in self.optimizer.parameters
         )
+        self.loss_sum = Parameter(Tensor(0, mstype.float32), name="sum.loss", requires_grad=False)
 
     def parameters(self) -> dict[str, Parameter]:
         """What a checkpoint holds, by its name there: all that the next step depends on."""
         optimizer, scaler = self.optimizer, self.loss_scaler
         named = {f"model.{name}": weight for name, weight in self.model.parameters_and_names()}
-        named.update((average.name, average) for average in self.averages)
+        if self.average is not None:
+            named.update((f"ema.{name}", average) for name, average in self.average.parameters_and_names())
         # The learning rates are left out: they follow from the configuration and the count of steps.
         counts = (optimizer.beta1_power, optimizer.beta2_power, optimizer.global_step)
         for parameter in (*optimizer.moment1, *optimizer.moment2, *counts):

@@ -24,7 +24,8 @@ class Affine(nn.Cell):
 
 def affine_step(jit, average=None, **options):
     common = {"steps": 100, "lr": LR, "lr_min": LR, "adam_eps": EPS, "max_grad_norm": 0.0, "loss_scale": 1024.0}
-    state, diffusion = TrainState(Affine(), TrainConfig(**{**common, **options})), GaussianDiffusion(timesteps=100)
+    state = TrainState(Affine(), TrainConfig(**{**common, **options}), Affine())
+    diffusion = GaussianDiffusion(timesteps=100)
     return state, diffusion, make_train_step(state, diffusion, jit, average)
 
 
@@ -168,9 +169,17 @@ def test_the_moving_average_by_hand(start, every, jit):
         assert [float(value.asnumpy()) for value in state.averages] == pytest.approx(average, abs=1e-6)
 
 
-def test_a_decay_of_zero_keeps_no_average():
-    state, _, _ = affine_step(False, ema_decay=0.0)
+def test_without_a_second_network_there_is_no_average():
+    state = TrainState(Affine(), TrainConfig())
     assert state.averages == () and not [name for name in state.parameters() if name.startswith("ema.")]
+
+
+def test_the_average_begins_as_the_weights():
+    model, average = Affine(), Affine()
+    model.a.set_data(Tensor(7.0, ms.float32))
+    state = TrainState(model, TrainConfig(), average)
+    assert float(average.a.asnumpy()) == 7.0 and state.parameters()["ema.a"] is average.a
+    assert average.a.name != model.a.name and not average.a.requires_grad
 
 
 def test_the_decay_after_many_steps():
