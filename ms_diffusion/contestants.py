@@ -269,7 +269,7 @@ def _their_builders(contestant: str, threads: int) -> Builders:
         return torch_twin.Unet(**dataclasses.asdict(config.model)).to(memory_format=memory_format)
 
     def training(workload: Workload) -> Groups:
-        config = workload.config
+        config, options = workload.config, workload.config.train
         model, diffusion = twin(config), torch_twin.GaussianDiffusion(**dataclasses.asdict(config.diffusion))
         optimizer = torch.optim.Adam(
             model.parameters(), lr=options.lr, betas=(options.adam_beta1, options.adam_beta2), eps=options.adam_eps
