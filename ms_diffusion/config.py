@@ -227,6 +227,10 @@ class TrainConfig:
     """Steps between lines of metrics.jsonl; each line holds the mean of the steps since the last."""
     checkpoint_every: int = 1000
     """Steps between checkpoints; the last step always has one."""
+    keep_checkpoints: int = 3
+    """The newest checkpoints that are kept, in case one is damaged; 0 keeps all."""
+    keep_every: int = 0
+    """Checkpoints at multiples of this many steps are kept as well; 0 keeps none for that."""
     sample_every: int = 1000
     """Steps between pictures of samples; 0 draws none."""
     sample_num: int = 16
@@ -239,7 +243,9 @@ class TrainConfig:
             "max_skipped_steps", "ema_ramp", "ema_every",
         ):
             _require(getattr(self, name) >= 1, f"train.{name}", getattr(self, name), "it must be at least 1")
-        for name in ("lr_warmup_steps", "sample_every", "max_grad_norm", "seed", "ema_start"):
+        for name in (
+            "lr_warmup_steps", "sample_every", "max_grad_norm", "seed", "ema_start", "keep_checkpoints", "keep_every",
+        ):
             _require(getattr(self, name) >= 0, f"train.{name}", getattr(self, name), "it must not be negative")
         _require(
             0 <= self.lr_min <= self.lr and self.lr > 0, "train.lr, train.lr_min", (self.lr, self.lr_min),

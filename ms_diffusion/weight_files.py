@@ -3,7 +3,8 @@
     .pt, .pth       torch.save of {"config": options, "state_dict": weights}; a plain state dict is read too
     .safetensors    either side's names; the options are in the metadata
     .ckpt           mindspore.save_checkpoint; the options are an entry of text
-    a run folder    its latest checkpoint, or one of its checkpoint files; read only
+    a run folder    its newest whole checkpoint, or one of its checkpoint files; the moving average where there is one;
+                    read only
 
 A file without options is read by `torch_bridge.infer_config`. PyTorch is imported when a .pt or .pth file is met.
 """
@@ -76,7 +77,7 @@ def load_model(path: Union[str, Path], prefix: str = "", **unseen: Any) -> Unet:
 
 
 def read_weights(path: Union[str, Path], prefix: str = "", **unseen: Any) -> Weights:
-    """Read a weight file of any kind, or the latest checkpoint of a run folder.
+    """Read a weight file of any kind, or the newest whole checkpoint of a run folder.
 
     With `prefix` only the entries whose names begin so are the network's, without it: a file of
     denoising-diffusion-pytorch's Trainer wants "ema.denoise_fn.". `unseen` holds gelu, scale_values or resnet_groups
@@ -86,7 +87,8 @@ def read_weights(path: Union[str, Path], prefix: str = "", **unseen: Any) -> Wei
     path = _find(Path(path))
     entries, options, names = _READERS[path.suffix](path)
     if names == "run":
-        prefix, names = prefix or "model.", "mindspore"
+        averaged = any(name.startswith("ema.") for name in entries)
+        prefix, names = prefix or ("ema." if averaged else "model."), "mindspore"
     try:
         chosen = _select(entries, prefix)
         if options is None:
@@ -107,10 +109,10 @@ def _find(path: Path) -> Path:
     """The file that `path` means."""
     if path.is_dir():
         checkpoint.read_config(path)
-        latest = checkpoint.latest_checkpoint(path)
-        if latest is None:
+        newest = checkpoint.newest_checkpoint(path)
+        if newest is None:
             raise UserError(f"{path} has no checkpoint yet: let it train for train.checkpoint_every steps")
-        return latest
+        return newest[0]
     check_suffix(path, "or be a run folder")
     if not path.is_file():
         raise UserError(f"{path}: there is no such file")
@@ -165,6 +167,8 @@ def _read_safetensors(path: Path) -> tuple[Entries, Any, str]:
     try:
         with safe_open(path, framework="numpy") as file:
             metadata = file.metadata() or {}
+            if metadata.get("format") in checkpoint.FORMATS:
+                return checkpoint.read_checkpoint(path)[1], metadata["config"], "run"
             entries = {}
             for name in file.keys():  # noqa: SIM118
                 try:
@@ -173,8 +177,6 @@ def _read_safetensors(path: Path) -> tuple[Entries, Any, str]:
                     entries[name] = file.get_slice(name).get_dtype()
     except (OSError, SafetensorError) as error:
         raise UserError(f"cannot read {path}: {error}") from error
-    if metadata.get("format") == checkpoint.FORMAT:
-        return entries, metadata["config"], "run"
     return entries, metadata.get(_OPTIONS), "torch"
 
 

@@ -19,6 +19,7 @@ ARROWS = {
     "native_build": {"caches"},
     "machine": set(),
     "batches": {"config", "data", "randomness"},
+    "interrupt": set(),
     "workloads": {"config", "errors"},
     # floor 1
     "native_check": set(),
@@ -57,7 +58,7 @@ ARROWS = {
 }
 WITHOUT_MINDSPORE = {
     "errors", "config", "schedules", "randomness", "data", "visualize", "comparison_report", "evaluation", "torch_twin",
-    "caches", "graph_cache", "native_build", "machine", "workloads", "benchmark",
+    "caches", "graph_cache", "native_build", "machine", "interrupt", "workloads", "benchmark",
     "batches",
 }
 WITH_TORCH = {"torch_twin", "comparison", "contestants"}

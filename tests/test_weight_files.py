@@ -157,6 +157,21 @@ def test_a_run_folder_and_its_checkpoint_are_sources(tmp_path, recwarn):
         read_weights(tmp_path)
 
 
+def test_a_runs_moving_average_is_taken_where_there_is_one(tmp_path):
+    config = Config(model=CONFIG, data=DataConfig(image_size=8))
+    folder = checkpoint.create_run(tmp_path / "run", config, {})
+    both = {f"{kind}.{name}": value for seed, kind in ((1, "model"), (2, "ema"))
+            for name, value in numbers(seed=seed).items()}
+    path = checkpoint.save_checkpoint(folder, 3, both, config)
+    assert bits(read_weights(folder).tensors) == bits(numbers(seed=2))
+    assert bits(read_weights(folder, "model.").tensors) == bits(numbers(seed=1))
+    later = path.with_name("step_00000004.safetensors")
+    later.write_bytes(path.read_bytes()[:-1])
+    assert bits(read_weights(folder).tensors) == bits(numbers(seed=2)), "a damaged newest one is passed over"
+    with pytest.raises(UserError, match="cannot read .*step_00000004"):
+        read_weights(later)
+
+
 # ---- Files of other programs ----
 
 
