@@ -8,6 +8,8 @@ A run is a folder that needs nothing else:
     samples/step_00001000.png, loss.png
     lock                                   which process trains here, or did last
 A file called *.partial is what a killed process was writing; nothing reads it.
+    tensorboard/, logs/rank_0.log          the figures for TensorBoard; what the training said
+    profile/                               MindSpore's, where train.profile asked for one
 """
 
 from __future__ import annotations

@@ -235,6 +235,10 @@ class TrainConfig:
     """Steps between pictures of samples; 0 draws none."""
     sample_num: int = 16
     """Images in such a picture."""
+    tensorboard: bool = True
+    """Write the figures and the pictures of samples for TensorBoard too, into tensorboard/ of the run folder."""
+    profile: int = 0
+    """Steps to profile, after the first three; 0 profiles none."""
 
     def __post_init__(self) -> None:
         _require_choices("train", self)
@@ -245,6 +249,7 @@ class TrainConfig:
             _require(getattr(self, name) >= 1, f"train.{name}", getattr(self, name), "it must be at least 1")
         for name in (
             "lr_warmup_steps", "sample_every", "max_grad_norm", "seed", "ema_start", "keep_checkpoints", "keep_every",
+            "profile",
         ):
             _require(getattr(self, name) >= 0, f"train.{name}", getattr(self, name), "it must not be negative")
         _require(

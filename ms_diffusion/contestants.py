@@ -10,20 +10,17 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
-import math
 import os
 import pickle
-import re
 import statistics
 import sys
 import time
 from itertools import islice, repeat
-from pathlib import Path
 from typing import Any, Callable, Sequence
 
 import numpy as np
 
-from ms_diffusion import native_build
+from ms_diffusion import machine, native_build
 from ms_diffusion.config import Config, RuntimeConfig
 from ms_diffusion.errors import UserError
 from ms_diffusion.workloads import SAMPLING_STEPS, Workload
@@ -118,7 +115,7 @@ class Worker:
         cores = {name: float(cpu / max(wall, 1e-9)) for name, (wall, cpu) in (
             ("cores_working", self.awake), ("cores_asleep", self.asleep),
         )}
-        return {"peak_memory": peak_memory(), **cores}
+        return {"peak_memory": machine.peak_memory(), **cores}
 
 
 def time_calls(
@@ -145,16 +142,6 @@ def settle(cores: Callable[[], float] = time.process_time, sleep: Callable[[floa
         sleep(0.005)
         if cores() - before < 0.0005:
             return
-
-
-def peak_memory() -> float:
-    """The most memory that this process ever held, in bytes; NaN on other systems than Linux.
-
-    Not `getrusage`'s ru_maxrss: a process inherits that from the one that started it.
-    """
-    status = Path("/proc/self/status")
-    held = re.search(r"VmHWM:\s*(\d+) kB", status.read_text()) if status.exists() else None
-    return 1024.0 * int(held.group(1)) if held else math.nan
 
 
 def _clocks() -> np.ndarray:

@@ -90,6 +90,17 @@ def asleep(step: Callable) -> Callable:
     return call
 
 
+def clocks() -> dict[str, tuple[int, float]]:
+    """Calls of each native kernel that this process has called, and the seconds in them, by the kernel's name."""
+    if not enabled():
+        return {}
+    opened, taken = native_build.load(Path(library())), {}
+    name, calls, nanoseconds = ctypes.c_char_p(), ctypes.c_int64(), ctypes.c_int64()
+    while opened.ms_diffusion_clock(len(taken), *map(ctypes.byref, (name, calls, nanoseconds))):
+        taken[name.value.decode()[len("ms_diffusion_") :]] = (calls.value, nanoseconds.value / 1e9)
+    return taken
+
+
 def _open() -> None:
     if os.environ.get("MS_DIFFUSION_NATIVE") == "0":
         raise native_build.NativeUnavailable("MS_DIFFUSION_NATIVE is 0")

@@ -14,6 +14,7 @@ import mindspore as ms
 from mindspore import Tensor, ops
 from mindspore import dtype as mstype
 
+from ms_diffusion import machine
 from ms_diffusion.config import RuntimeConfig
 from ms_diffusion.errors import UserError
 
@@ -93,6 +94,14 @@ def finish(outputs: tuple[Tensor, ...]) -> None:
     if _SETUP["device"] == "CPU":
         for output in outputs:
             output.asnumpy()
+
+
+def memory_mb() -> float:
+    """The most memory held so far, in units of 10^6 bytes: on a CPU by this process, else by Tensors on the device.
+
+    NaN on a CPU under other systems than Linux.
+    """
+    return (machine.peak_memory() if device() == "CPU" else ms.runtime.max_memory_allocated()) / 1e6
 
 
 def _choose(device: str) -> str:

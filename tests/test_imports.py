@@ -13,17 +13,21 @@ ARROWS = {
     "schedules": {"config", "errors"},
     "randomness": set(),
     "data": {"config", "errors"},
-    "runtime": {"config", "errors"},
+    "machine": set(),
+    "runtime": {"config", "errors", "machine"},
+    "records": set(),
+    "logs": {"errors", "records"},
+    "metrics": {"errors", "records"},
     "caches": set(),
     "graph_cache": {"caches"},
     "native_build": {"caches"},
-    "machine": set(),
     "batches": {"config", "data", "randomness"},
     "interrupt": set(),
     "workloads": {"config", "errors"},
     # floor 1
     "native_check": set(),
     "native": {"native_build", "native_check", "runtime"},
+    "profiling": {"logs", "native", "runtime"},
     "layers": {"config", "errors", "native", "runtime"},
     "graphs": {"graph_cache", "runtime"},
     "diffusion": {"config", "graphs", "native", "schedules"},
@@ -49,8 +53,8 @@ ARROWS = {
         "torch_bridge", "torch_twin", "train_step",
     },
     "contestants": {
-        "config", "diffusion", "errors", "layers", "native_build", "randomness", "runtime", "torch_twin", "train_step",
-        "unet", "workloads",
+        "config", "diffusion", "errors", "layers", "machine", "native_build", "randomness", "runtime", "torch_twin",
+        "train_step", "unet", "workloads",
     },
     # floor 5
     "benchmark": {"contestants", "errors", "machine", "workloads"},
@@ -59,7 +63,7 @@ ARROWS = {
 WITHOUT_MINDSPORE = {
     "errors", "config", "schedules", "randomness", "data", "visualize", "comparison_report", "evaluation", "torch_twin",
     "caches", "graph_cache", "native_build", "machine", "interrupt", "workloads", "benchmark",
-    "batches",
+    "batches", "records", "logs", "metrics",
 }
 WITH_TORCH = {"torch_twin", "comparison", "contestants"}
 WITH_TORCH_INSIDE_A_FUNCTION = {"weight_files"}

@@ -1,6 +1,8 @@
 import os
 import platform
+from pathlib import Path
 
+import numpy as np
 import pytest
 
 from ms_diffusion import machine
@@ -20,3 +22,11 @@ def test_the_processor_has_a_name(cpuinfo, name, tmp_path, monkeypatch):
     if cpuinfo is not None:
         machine._CPUINFO.write_text(cpuinfo)
     assert machine.processor() == f"{name}, 2 logical cores"
+
+
+def test_memory_is_the_most_ever_held():
+    before = machine.peak_memory()
+    resident = int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGESIZE")
+    held = np.ones(int(before) - resident + 2**26, np.uint8)
+    del held
+    assert machine.peak_memory() >= before + 2**25

@@ -469,3 +469,22 @@ def test_a_step_that_never_tells_its_end_is_waited_for_in_vain_once(monkeypatch)
     began = time.perf_counter()
     assert native.asleep(lambda x: x)(3) == 3
     assert 0.04 < time.perf_counter() - began < 1
+
+
+def test_the_clocks_count_calls_and_their_time(monkeypatch):
+    monkeypatch.setitem(native._STATE, "library", str(LIBRARY))
+    silu, image = native.operator("silu"), Tensor(np.ones((8, 64, 64, 64)), ms.float32)
+    silu(image).asnumpy()
+    calls, seconds = native.clocks()["silu"]
+    began = time.perf_counter()
+    for _ in range(7):
+        silu(image).asnumpy()
+    taken = time.perf_counter() - began
+    after, later = native.clocks()["silu"]
+    assert after == calls + 7 and 0 < later - seconds < taken
+    assert later - seconds > 7 * 2**21 / 1e11, "no core does 100 operations in a nanosecond"
+
+
+def test_without_kernels_there_are_no_clocks(monkeypatch):
+    monkeypatch.setattr(native, "enabled", lambda: False)
+    assert native.clocks() == {}

@@ -5,7 +5,7 @@ from pathlib import Path
 import mindspore as ms
 import pytest
 
-from ms_diffusion import runtime
+from ms_diffusion import machine, runtime
 from ms_diffusion.config import RuntimeConfig
 from ms_diffusion.errors import UserError
 
@@ -91,3 +91,10 @@ def test_threads_are_chosen_once(monkeypatch):
     runtime.setup(RuntimeConfig(device="CPU", threads=2))
     with pytest.raises(UserError, match="runtime.threads is 5, and this process computes with 2"):
         runtime.setup(RuntimeConfig(device="CPU", threads=5))
+
+
+def test_memory_is_the_process_own_on_a_cpu_and_the_tensors_elsewhere(monkeypatch):
+    assert runtime.memory_mb() == pytest.approx(machine.peak_memory() / 1e6, rel=0.01)
+    monkeypatch.setitem(runtime._SETUP, "device", "Ascend")
+    monkeypatch.setattr(ms.runtime, "max_memory_allocated", lambda: 3_500_000)
+    assert runtime.memory_mb() == 3.5

@@ -3,17 +3,49 @@
 #pragma once
 
 #include <algorithm>
+#include <atomic>
+#include <chrono>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
 #include <utility>
 
+// What the calls of one kernel took since the process began; every kernel has one, which `ms_diffusion_clock` reads.
+struct KernelClock {
+  explicit KernelClock(const char* name);
+  const char* const name;
+  std::atomic<int64_t> calls{0}, nanoseconds{0};
+  KernelClock* next;
+};
+
+// One call, for as long as it lives.
+class Timing {
+ public:
+  explicit Timing(KernelClock& clock) : clock_(clock), began_(std::chrono::steady_clock::now()) {}
+  ~Timing() {
+    const std::chrono::nanoseconds taken = std::chrono::steady_clock::now() - began_;
+    clock_.calls.fetch_add(1, std::memory_order_relaxed);
+    clock_.nanoseconds.fetch_add(taken.count(), std::memory_order_relaxed);
+  }
+
+ private:
+  KernelClock& clock_;
+  const std::chrono::steady_clock::time_point began_;
+};
+
 // Opens a kernel as MindSpore calls it: `count` arrays in `data`, inputs and then outputs, their ranks and shapes.
 // It returns 0, or any other number if it failed.
-#define KERNEL(name)                                                              \
-  extern "C" __attribute__((visibility("default"))) int name(                     \
-      [[maybe_unused]] int count, [[maybe_unused]] void** data, [[maybe_unused]] int* ranks, \
-      [[maybe_unused]] int64_t** shapes, const char**, void*, void*)
+#define KERNEL_ARGUMENTS                                                                     \
+  [[maybe_unused]] int count, [[maybe_unused]] void **data, [[maybe_unused]] int *ranks,     \
+      [[maybe_unused]] int64_t **shapes
+#define KERNEL(name)                                                                         \
+  static int name##_body(KERNEL_ARGUMENTS);                                                  \
+  extern "C" __attribute__((visibility("default"))) int name(KERNEL_ARGUMENTS, const char**, void*, void*) { \
+    static KernelClock clock(#name);                                                         \
+    const Timing timing(clock);                                                              \
+    return name##_body(count, data, ranks, shapes);                                          \
+  }                                                                                          \
+  static int name##_body(KERNEL_ARGUMENTS)
 
 inline float* floats(void* data) { return static_cast<float*>(data); }
 inline int64_t size(const int64_t* shape, int rank) {
