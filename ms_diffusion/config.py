@@ -281,6 +281,12 @@ class RuntimeConfig:
     """graph compiles each step once with ms.jit; pynative runs operator by operator, for debugging."""
     threads: Optional[int] = None
     """Cores that an operator on the CPU may use; null takes all that the process may use."""
+    hf32: bool = False
+    """Round float32 in convolutions and matrix products for speed: HF32 on Ascend, TF32 on a GPU; never on a CPU."""
+    deterministic: bool = False
+    """Ask Ascend or a GPU for the same bits in every run, which makes operators slower; a CPU gives them anyway."""
+    jit_level: Literal["O0", "O1"] = "O0"
+    """How far ms.jit optimises on Ascend and a GPU; O1 fuses operators and is experimental in MindSpore 2.8."""
 
     def __post_init__(self) -> None:
         _require_choices("runtime", self)

@@ -57,7 +57,7 @@ def compiled(function: Callable, name: str, parameters: Iterable[Parameter]) -> 
 
     Of several functions of one `name` only the first is kept.
     """
-    step = ms.jit(function)
+    step = ms.jit(function, jit_level=runtime.jit_level())
     if not _GRAPHS or name in _GRAPHS["names"]:
         return step
     _GRAPHS["names"].add(name)

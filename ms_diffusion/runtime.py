@@ -32,14 +32,14 @@ _MENDS = {
     "Ascend": "install CANN and source its set_env.sh",
     "GPU": "MindSpore 2.8 needs CUDA 11.1 or 11.6 with cuDNN 8, on LD_LIBRARY_PATH",
 }
-_SETUP = {"device": None, "threads": None}
+_SETUP: dict[str, Any] = {"device": None, "threads": None, "hf32": None, "deterministic": None, "jit_level": "O0"}
 
 
 def setup(config: RuntimeConfig) -> str:
     """Take the device that `config` asks for and apply the settings measured for it; returns the device's name.
 
-    Raises `UserError`, saying what is missing, where this machine lacks the device, and for another number of threads
-    than the process began with.
+    Raises `UserError`, saying what is missing, where this machine lacks the device, and for another number of threads,
+    another `hf32` or another `deterministic` than the process began with. Communication is to begin after it.
     """
     device = _choose(config.device)
     if device != "CPU":
@@ -51,6 +51,9 @@ def setup(config: RuntimeConfig) -> str:
             )
     _set_device(device)
     _set_threads(config.threads)
+    if device != "CPU":
+        _set_numbers(device, config)
+    _SETUP["jit_level"] = "O0" if device == "CPU" else config.jit_level
     # Outside ms.jit everything is PyNative in both modes; `config.mode` says whether a step is compiled.
     ms.set_context(mode=ms.PYNATIVE_MODE)
     if device == "CPU":
@@ -83,6 +86,11 @@ def require_precision(precision: str) -> None:
             f"train.precision is {precision}: {device()} cannot compute in it with MindSpore {ms.__version__}; "
             "take --train.precision fp32"
         ) from error
+
+
+def jit_level() -> str:
+    """The optimisation level for `ms.jit`; `setup` decides."""
+    return _SETUP["jit_level"]
 
 
 def finish(outputs: tuple[Tensor, ...]) -> None:
@@ -158,6 +166,31 @@ def _set_threads(asked: Optional[int]) -> None:
         # MindSpore counts the cores of the machine, also where the process may not use them all.
         ms.device_context.cpu.op_tuning.threads_num(wanted)
     _SETUP["threads"] = wanted
+
+
+def _set_numbers(device: str, config: RuntimeConfig) -> None:
+    """How a card computes with float32, and whether always alike; MindSpore takes both once. Not run on Ascend."""
+    for name in ("hf32", "deterministic"):
+        wanted = getattr(config, name)
+        if _SETUP[name] not in (None, wanted):
+            raise UserError(f"runtime.{name} is {wanted}, and this process began with {_SETUP[name]}: begin anew")
+    if _SETUP["hf32"] is None:
+        # Unless told, Ascend takes HF32 and a GPU TF32 for the convolutions.
+        if device == "Ascend":
+            precision = ms.device_context.ascend.op_precision
+            precision.conv_allow_hf32(config.hf32)
+            precision.matmul_allow_hf32(config.hf32)
+        else:
+            precision = ms.device_context.gpu.op_precision
+            precision.conv_allow_tf32(config.hf32)
+            precision.matmul_allow_tf32(config.hf32)
+    if config.deterministic and _SETUP["deterministic"] is None:
+        ms.set_deterministic(True)
+        if device == "GPU":
+            # cuDNN's other algorithms for these gradients add in any order.
+            ms.device_context.gpu.op_tuning.conv_wgrad_algo("algo_1")
+            ms.device_context.gpu.op_tuning.conv_dgrad_algo("algo_1")
+    _SETUP.update(hf32=config.hf32, deterministic=config.deterministic)
 
 
 def _cores() -> int:

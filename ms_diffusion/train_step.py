@@ -72,6 +72,11 @@ class TrainState:
         )
         self.loss_sum = Parameter(Tensor(0, mstype.float32), name="sum.loss", requires_grad=False)
 
+    @property
+    def sampled(self) -> nn.Cell:
+        """The network that pictures come from: the moving average, if there is one."""
+        return self.model if self.average is None else self.average
+
     def parameters(self) -> dict[str, Parameter]:
         """What a checkpoint holds, by its name there: all that the next step depends on."""
         optimizer, scaler = self.optimizer, self.loss_scaler
@@ -86,7 +91,7 @@ class TrainState:
 
 
 def make_train_step(
-    state: TrainState, diffusion: GaussianDiffusion, jit: bool, average: Optional[Average] = None
+    state: TrainState, diffusion: GaussianDiffusion, jit: bool = True, average: Optional[Average] = None
 ) -> TrainStep:
     """One step of Algorithm 1 on (x_start, t, noise), compiled if `jit`.
 

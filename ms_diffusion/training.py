@@ -15,11 +15,20 @@ from tqdm import tqdm
 from ms_diffusion import batches, checkpoint, layers, randomness, runtime, visualize
 from ms_diffusion.config import Config
 from ms_diffusion.data import ImageDataset, to_uint8
-from ms_diffusion.diffusion import build_diffusion
+from ms_diffusion.diffusion import GaussianDiffusion, build_diffusion
 from ms_diffusion.errors import UserError
 from ms_diffusion.samplers import sample
 from ms_diffusion.train_step import TrainState, learning_rates, make_train_step
 from ms_diffusion.unet import build_unet, init_weights
+
+
+def build(config: Config) -> tuple[TrainState, GaussianDiffusion]:
+    """What `config` trains, with its first weights."""
+    model = build_unet(config.model)
+    init_weights(model, randomness.weights_generator(config.train.seed))
+    layers.set_precision(model, config.train.precision)
+    average = build_unet(config.model) if config.train.ema_decay else None
+    return TrainState(model, config.train, average), build_diffusion(config.diffusion)
 
 
 def train(config: Config, dataset: ImageDataset, folder: Path, resume: bool = False) -> None:
@@ -30,17 +39,13 @@ def train(config: Config, dataset: ImageDataset, folder: Path, resume: bool = Fa
     """
     options = config.train
     jit = config.runtime.mode == "graph"
-    model = build_unet(config.model)
-    init_weights(model, randomness.weights_generator(options.seed))
-    layers.set_precision(model, options.precision)
-    diffusion = build_diffusion(config.diffusion)
-    state = TrainState(model, options)
+    state, diffusion = build(config)
     start = _restore(folder, state) if resume else 0
     if start >= options.steps:
         raise UserError(f"{folder} has made its {options.steps} steps: give more --train.steps to go on")
 
     train_step = make_train_step(state, diffusion, jit)
-    reverse_step = diffusion.reverse_step(model, jit)
+    reverse_step = diffusion.reverse_step(state.sampled, jit)
     rates = learning_rates(options)
     if options.sample_every:
         # Once now: what cannot be compiled, or does not fit into memory, is found in the evening.

@@ -137,7 +137,8 @@ def test_choices_are_checked_in_a_python_program_too(make, key):
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_a_recipe_opens_with_its_command_and_states_only_what_differs(path):
     text = path.read_text()
-    assert text.startswith(f"# python scripts/train.py --config configs/{path.name}")
+    commands = ("python scripts/train.py", "bash scripts/train_distributed.sh 8")
+    assert text.startswith(tuple(f"# {command} --config configs/{path.name}" for command in commands))
     config, default = load(path), Config()
     for group, options in yaml.safe_load(text).items():
         for name in options:

@@ -56,6 +56,7 @@ ARROWS = {
         "config", "diffusion", "errors", "layers", "machine", "native_build", "randomness", "runtime", "torch_twin",
         "train_step", "unet", "workloads",
     },
+    "operator_support": {"config", "layers", "runtime", "train_step", "training"},
     # floor 5
     "benchmark": {"contestants", "errors", "machine", "workloads"},
     "__init__": {"checkpoint", "config", "diffusion", "errors", "runtime", "unet", "weight_files"},

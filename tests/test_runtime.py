@@ -98,3 +98,70 @@ def test_memory_is_the_process_own_on_a_cpu_and_the_tensors_elsewhere(monkeypatc
     monkeypatch.setitem(runtime._SETUP, "device", "Ascend")
     monkeypatch.setattr(ms.runtime, "max_memory_allocated", lambda: 3_500_000)
     assert runtime.memory_mb() == 3.5
+
+
+ASCEND, GPU = ms.device_context.ascend, ms.device_context.gpu
+CALLS = {
+    "conv_allow_hf32": ASCEND.op_precision, "matmul_allow_hf32": ASCEND.op_precision,
+    "conv_allow_tf32": GPU.op_precision, "matmul_allow_tf32": GPU.op_precision,
+    "conv_wgrad_algo": GPU.op_tuning, "conv_dgrad_algo": GPU.op_tuning, "set_deterministic": ms,
+}
+ALGORITHMS = {"conv_wgrad_algo": "algo_1", "conv_dgrad_algo": "algo_1"}
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """What `runtime.setup` tells MindSpore, in a process that began with nothing, on a machine with every card."""
+    made = {}
+    for name, module in CALLS.items():
+        monkeypatch.setattr(module, name, lambda value, name=name: made.update({name: value}))
+    monkeypatch.setattr(runtime, "_missing", lambda device: "")
+    monkeypatch.setattr(runtime, "_set_device", lambda device: None)
+    for name in ("hf32", "deterministic"):
+        monkeypatch.setitem(runtime._SETUP, name, None)
+    monkeypatch.setitem(runtime._SETUP, "jit_level", "O0")
+    return made
+
+
+@pytest.mark.parametrize("fast", [False, True])
+def test_float32_is_rounded_only_where_that_is_asked_for(fast, calls):
+    for device, kind in (("Ascend", "hf32"), ("GPU", "tf32")):
+        calls.clear()
+        runtime._SETUP.update(hf32=None, deterministic=None)
+        runtime.setup(RuntimeConfig(device=device, hf32=fast))
+        assert calls == {f"conv_allow_{kind}": fast, f"matmul_allow_{kind}": fast}
+
+
+def test_determinism_is_asked_for(calls):
+    for device, algorithms in (("Ascend", {}), ("GPU", ALGORITHMS)):
+        calls.clear()
+        runtime._SETUP.update(hf32=None, deterministic=None)
+        runtime.setup(RuntimeConfig(device=device, deterministic=True))
+        other = {name: value for name, value in calls.items() if "allow" not in name}
+        assert other == {"set_deterministic": True, **algorithms}
+
+
+def test_a_cpu_is_told_nothing_of_that(calls):
+    runtime.setup(RuntimeConfig(device="CPU", hf32=True, deterministic=True, jit_level="O1"))
+    assert calls == {} and runtime.jit_level() == "O0"
+
+
+def test_mindspore_takes_these_settings_once(calls):
+    runtime.setup(RuntimeConfig(device="Ascend"))
+    calls.clear()
+    runtime.setup(RuntimeConfig(device="Ascend"))
+    assert calls == {}
+    for name in ("hf32", "deterministic"):
+        with pytest.raises(UserError, match=f"runtime.{name} is True, and this process began with False"):
+            runtime.setup(RuntimeConfig(device="Ascend", **{name: True}))
+
+
+@pytest.mark.parametrize("level", ["O0", "O1"])
+def test_the_level_reaches_the_compiler(level, calls, monkeypatch):
+    from ms_diffusion import graphs
+
+    runtime.setup(RuntimeConfig(device="Ascend", jit_level=level))
+    given = {}
+    monkeypatch.setattr(graphs.ms, "jit", lambda function, **options: given.update(options) or function)
+    graphs.compiled(len, "a step", [])
+    assert given == {"jit_level": level}
