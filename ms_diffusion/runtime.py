@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import platform
 import re
@@ -10,27 +9,27 @@ import sys
 from pathlib import Path
 from typing import Any, Optional
 
-import mindspore as ms
-from mindspore import Tensor, ops
-from mindspore import dtype as mstype
-
-from ms_diffusion import machine
+from ms_diffusion import gpu_libraries, machine
 from ms_diffusion.config import RuntimeConfig
 from ms_diffusion.errors import UserError
+from ms_diffusion.gpu_libraries import loads
+
+with gpu_libraries.offered():
+    import mindspore as ms
+    from mindspore import Tensor, ops
+    from mindspore import dtype as mstype
 
 # What MindSpore 2.8's plug-ins open first, and whose it is.
 _LIBRARIES = {
     "Ascend": {"libascendcl.so": "CANN", "libge_runner.so": "CANN"},
-    "GPU": {
-        "libcuda.so.1": "the NVIDIA driver", "libcudart.so.11.0": "CUDA 11.x", "libcublas.so.11": "CUDA 11.x",
-        "libcudnn.so.8": "cuDNN 8",
-    },
+    "GPU": {"libcuda.so.1": "the NVIDIA driver"},  # and gpu_libraries
 }
 _PLUGINS = {"Ascend": "libmindspore_ascend.so*", "GPU": "libmindspore_gpu.so*"}
 _CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")
 _MENDS = {
     "Ascend": "install CANN and source its set_env.sh",
-    "GPU": "MindSpore 2.8 needs CUDA 11.1 or 11.6 with cuDNN 8, on LD_LIBRARY_PATH",
+    "GPU": "pip install -r requirements-gpu.txt and import ms_diffusion before mindspore, or have CUDA 11.1 or 11.6 "
+           "with cuDNN 8 on LD_LIBRARY_PATH and its folder in CUDA_HOME",
 }
 _SETUP: dict[str, Any] = {"device": None, "threads": None, "hf32": None, "deterministic": None, "jit_level": "O0"}
 
@@ -131,16 +130,12 @@ def _missing(device: str) -> str:
     plugins = Path(ms.__file__).parent / "lib" / "plugin"
     if not any(plugins.glob(_PLUGINS[device])):
         return f"the {device} plug-in in its MindSpore wheel"
-    absent = [f"{name} ({owner})" for name, owner in _LIBRARIES[device].items() if not _loads(name)]
-    return ", ".join(absent)
-
-
-def _loads(library: str) -> bool:
-    try:
-        ctypes.CDLL(library)
-    except OSError:
-        return False
-    return True
+    absent = {name: owner for name, owner in _LIBRARIES[device].items() if not loads(name)}
+    if device == "GPU":
+        lacking = gpu_libraries.load()
+        if not all(loads(name) for name in gpu_libraries.NEEDED):  # the system's will do
+            absent.update(lacking)
+    return ", ".join(f"{name} ({owner})" for name, owner in absent.items())
 
 
 def _set_device(device: str) -> None:
@@ -149,7 +144,8 @@ def _set_device(device: str) -> None:
     try:
         ms.set_device(device)
     except RuntimeError as error:
-        reasons = re.findall(r"Load dynamic library: (.*)", str(error)) or [str(error).split("\n")[0]]
+        failures = re.findall(rf"Load dynamic library: (\S*{device.lower()}.*)", str(error))
+        reasons = failures or [str(error).split("\n")[0]]
         raise UserError(
             f"runtime.device is {device}: MindSpore {ms.__version__} cannot open it: {' '.join(reasons)} "
             f"({_MENDS.get(device, 'reinstall MindSpore')})"

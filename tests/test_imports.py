@@ -14,7 +14,8 @@ ARROWS = {
     "randomness": set(),
     "data": {"config", "errors"},
     "machine": set(),
-    "runtime": {"config", "errors", "machine"},
+    "gpu_libraries": set(),
+    "runtime": {"config", "errors", "gpu_libraries", "machine"},
     "records": set(),
     "logs": {"errors", "records"},
     "metrics": {"errors", "records"},
@@ -64,7 +65,7 @@ ARROWS = {
 WITHOUT_MINDSPORE = {
     "errors", "config", "schedules", "randomness", "data", "visualize", "comparison_report", "evaluation", "torch_twin",
     "caches", "graph_cache", "native_build", "machine", "interrupt", "workloads", "benchmark",
-    "batches", "records", "logs", "metrics",
+    "batches", "records", "logs", "metrics", "gpu_libraries",
 }
 WITH_TORCH = {"torch_twin", "comparison", "contestants"}
 WITH_TORCH_INSIDE_A_FUNCTION = {"weight_files"}

@@ -18,10 +18,11 @@ def test_setup_takes_the_cpu():
 
 
 @pytest.mark.parametrize(
-    "device, library, mend", [("Ascend", "CANN", "set_env.sh"), ("GPU", "CUDA 11", "11.1 or 11.6")]
+    "device, library, mend",
+    [("Ascend", "CANN", "set_env.sh"), ("GPU", "the NVIDIA driver", "pip install -r requirements-gpu.txt")],
 )
 def test_a_missing_device_is_answered_by_what_is_missing(device, library, mend, monkeypatch):
-    monkeypatch.setattr(runtime, "_loads", lambda name: False)
+    monkeypatch.setattr(runtime, "loads", lambda name: False)
     with pytest.raises(UserError, match=f"runtime.device is {device}: this machine lacks") as caught:
         runtime.setup(RuntimeConfig(device=device))
     message = str(caught.value)
@@ -38,7 +39,7 @@ def test_a_device_that_mindspore_cannot_open_is_one_line(monkeypatch):
     """The libraries are there, and MindSpore still refuses: on this machine it does."""
     if Path("/dev/davinci0").exists():
         pytest.skip("this machine has an Ascend card")
-    monkeypatch.setattr(runtime, "_loads", lambda name: True)
+    monkeypatch.setattr(runtime, "loads", lambda name: True)
     with pytest.raises(UserError, match="MindSpore .* cannot open it") as caught:
         runtime.setup(RuntimeConfig(device="Ascend"))
     assert "\n" not in str(caught.value)
@@ -46,7 +47,7 @@ def test_a_device_that_mindspore_cannot_open_is_one_line(monkeypatch):
 
 def test_auto_names_the_card_it_cannot_use(monkeypatch, capsys):
     monkeypatch.setattr(Path, "glob", lambda self, nodes: iter([self / "card"]))
-    monkeypatch.setattr(runtime, "_loads", lambda name: False)
+    monkeypatch.setattr(runtime, "loads", lambda name: False)
     assert runtime.setup(RuntimeConfig(device="auto")) == "CPU"
     warnings = capsys.readouterr().err.splitlines()
     assert [line.split()[2] for line in warnings] == ["Ascend", "GPU"]

@@ -103,7 +103,7 @@ def test_a_truncated_file_is_named_and_leaves_nothing(run_script, tmp_path):
 def test_a_device_that_is_not_here(run_script, tmp_path, monkeypatch):
     from ms_diffusion import runtime
 
-    monkeypatch.setattr(runtime, "_loads", lambda name: False)
+    monkeypatch.setattr(runtime, "loads", lambda name: False)
     status, _, err = run_script("train", "--out", tmp_path / "out", "--runtime.device=Ascend")
     assert status == 2 and "CANN" in err and err.count("\n") == 1 and not (tmp_path / "out").exists()
 
