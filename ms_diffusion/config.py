@@ -159,10 +159,18 @@ class DataConfig:
     """Mirror each training image with probability 1/2; never for digits or letters."""
     undecodable: Literal["refuse", "skip"] = "refuse"
     """images only: where a picture cannot be decoded, end with its name, or name it and go on."""
+    memory: float = 1.0
+    """images only: GiB that the decoded pictures may take; a larger folder is read while training; 0 reads any so."""
+    workers: Optional[int] = None
+    """Threads that decode a folder read while training; null is the cores that the process may use but one, 1 to 8."""
 
     def __post_init__(self) -> None:
         _require_choices("data", self)
         _require(self.image_size >= 1, "data.image_size", self.image_size, "it must be at least 1")
+        _require(self.memory >= 0, "data.memory", self.memory, "it must not be negative")
+        _require(
+            self.workers is None or self.workers >= 1, "data.workers", self.workers, "it must be null or at least 1"
+        )
         for name in ("folder", "cache"):
             _require(getattr(self, name) != "", f"data.{name}", "", "give the path of a folder")
         _require(

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from functools import partial
 from io import BytesIO
 from pathlib import Path, PurePosixPath
-from typing import Any, Dict, List, Optional, Sequence, Tuple, Union
+from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple, Union
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -86,16 +86,78 @@ class ImageDataset:
 
         Raises `ValueError` unless `indices` are B whole numbers and `flip` is B truth values.
         """
-        indices = np.asarray(indices)
-        if indices.ndim != 1 or indices.dtype.kind not in "iu":
-            raise ValueError(f"indices must be whole numbers (B,), not {indices.dtype} {indices.shape}")
-        images = self.images[indices]
-        if flip is not None:
-            flip = np.asarray(flip)
-            if flip.shape != indices.shape or flip.dtype != bool:
-                raise ValueError(f"flip must be bool {indices.shape}, not {flip.dtype} {flip.shape}")
-            images[flip] = images[flip, :, :, ::-1]
-        return to_float(images)
+        return to_float(_mirrored(self.images[_whole(indices)], flip))
+
+
+class FolderDataset:
+    """Training images that stay in their files, `paths`, until a batch asks for them; `name` is the dataset's.
+
+    In place of a picture that cannot be decoded stands the next one that can, so image i depends on the files alone
+    and not on what was asked for before; each such picture is named once. `refuse` ends with its name instead.
+    """
+
+    def __init__(self, paths: Sequence[Path], channels: int, size: int, refuse: bool, name: str = "images") -> None:
+        self.paths = paths
+        self.name = name
+        self._shape = (channels, size, size)
+        self._refuse = refuse
+        self._bad: Dict[int, Tuple[Path, str]] = {}
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def batch(self, indices: Sequence[int], flip: Optional[Sequence[bool]] = None) -> np.ndarray:
+        """As `ImageDataset.batch`; also raises `UserError` for a picture that cannot be decoded."""
+        return to_float(self.pixels(indices, flip))
+
+    def pixels(self, indices: Sequence[int], flip: Optional[Sequence[bool]] = None) -> np.ndarray:
+        """What `batch` gives, before `to_float`: uint8 (B, C, H, W). Several threads may call it at once."""
+        indices = _whole(indices)
+        images = np.empty((len(indices), *self._shape), dtype=np.uint8)
+        for image, index in zip(images, indices):
+            image[:] = self._picture(range(len(self))[index])
+        return _mirrored(images, flip)
+
+    def _picture(self, first: int) -> np.ndarray:
+        """The first picture that can be decoded, from `first` on and round the end, uint8 (C, H, W)."""
+        passed = []  # the bad ones that no other thread has met before
+        for i in ((first + k) % len(self) for k in range(len(self))):
+            if i in self._bad:
+                continue
+            path = self.paths[i]
+            try:
+                image = _decode(path, *self._shape[:2])
+            except Exception as error:  # inside PIL a damaged file can raise almost anything
+                bad = (path, _reason(error))
+                if self._refuse:
+                    raise UserError(
+                        f"{path} cannot be decoded ({bad[1]}): put a good copy in its place and resume, or train "
+                        "without it by data.undecodable=skip"
+                    ) from error
+                if self._bad.setdefault(i, bad) is bad:
+                    passed.append(bad)
+            else:
+                for bad_path, reason in passed:
+                    _warn(f"{bad_path} is replaced by {path}, it cannot be decoded ({reason})")
+                return image
+        raise UserError(f"none of the {len(self)} pictures can be decoded any more: are their disk and folder there?")
+
+
+def _whole(indices: Sequence[int]) -> np.ndarray:
+    indices = np.asarray(indices)
+    if indices.ndim != 1 or indices.dtype.kind not in "iu":
+        raise ValueError(f"indices must be whole numbers (B,), not {indices.dtype} {indices.shape}")
+    return indices
+
+
+def _mirrored(images: np.ndarray, flip: Optional[Sequence[bool]]) -> np.ndarray:
+    """`images` (B, C, H, W), mirrored in place where `flip` (B,) is true."""
+    if flip is not None:
+        flip = np.asarray(flip)
+        if flip.shape != images.shape[:1] or flip.dtype != bool:
+            raise ValueError(f"flip must be bool {images.shape[:1]}, not {flip.dtype} {flip.shape}")
+        images[flip] = images[flip, :, :, ::-1]
+    return images
 
 
 def to_float(images_uint8: np.ndarray) -> np.ndarray:
@@ -121,16 +183,17 @@ def to_uint8(x: np.ndarray) -> np.ndarray:
     return np.rint((np.clip(x, -1, 1) + 1) * 127.5).astype(np.uint8)
 
 
-def make_dataset(config: DataConfig, channels: int) -> ImageDataset:
+def make_dataset(config: DataConfig, channels: int) -> Union[ImageDataset, FolderDataset]:
     """The training images that `config` describes, uint8 (N, channels, image_size, image_size).
 
-    Colour becomes gray by PIL's luminance "L". Images of another size are resized on their shorter side
-    (bilinear, antialiased) and cropped in the centre. Raises `UserError` for what cannot be found or read.
+    In memory, unless it is a folder of pictures that would take more than `data.memory` there. Colour becomes gray by
+    PIL's luminance "L". Images of another size are resized on their shorter side (bilinear, antialiased) and cropped in
+    the centre. Raises `UserError` for what cannot be found or read.
     """
     if channels not in (1, 3):
         raise UserError(f"model.channels is {channels!r}: images have 1 channel (gray) or 3 (colour)")
     if config.name == "images":
-        return ImageDataset(_load_folder(config, channels), config.name)
+        return _open_folder(config, channels)
     images = _load_digits() if config.name == "digits" else _load_published(config)
     return ImageDataset(_convert(images, channels, config.image_size), config.name)
 
@@ -191,38 +254,76 @@ def _decode(path: Path, channels: int, size: int) -> np.ndarray:
     return _fit(picture, channels, size)
 
 
-def _load_folder(config: DataConfig, channels: int) -> np.ndarray:
-    """All pictures under `config.folder`, uint8 (N, channels, size, size), in the order of their relative paths.
+def _open_folder(config: DataConfig, channels: int) -> Union[ImageDataset, FolderDataset]:
+    """All pictures under `config.folder` in the order of their relative paths, in memory or left in their files.
 
     EXIF orientation is applied, transparency is composited on white, an animation gives its first frame;
-    names that begin with a dot are left out. Every picture is decoded now, so a bad one is found at the start.
+    names that begin with a dot are left out. Into memory every picture is decoded now, so a bad one is found at the
+    start. Of those left in their files the headers are read now, unless bad ones are to be skipped.
     """
+    paths = _picture_paths(Path(config.folder).expanduser())
+    size, refuse = config.image_size, config.undecodable == "refuse"
+    if len(paths) * channels * size**2 > config.memory * 2**30:
+        if refuse:
+            _refuse(_failures(_check_header, paths, "checking"), paths)
+        return FolderDataset(paths, channels, size, refuse, config.name)
+
+    images = np.empty((len(paths), channels, size, size), dtype=np.uint8)
+
+    def decode(i: int, path: Path) -> None:
+        images[i] = _decode(path, channels, size)
+
+    bad = _failures(decode, paths, "decoding")
+    if refuse:
+        _refuse(bad, paths)
+    for i, reason in bad.items():
+        _warn(f"{paths[i]} is left out, it cannot be decoded ({reason})")
+    if len(bad) == len(paths):
+        raise UserError(f"data.folder {config.folder}: none of its {len(paths)} pictures can be decoded; give another")
+    return ImageDataset(np.delete(images, list(bad), axis=0) if bad else images, config.name)
+
+
+def _check_header(i: int, path: Path) -> None:
+    with Image.open(path):
+        pass
+
+
+def _failures(attempt: Callable[[int, Path], None], paths: Sequence[Path], title: str) -> Dict[int, str]:
+    """Call `attempt(i, path)` for each of `paths` in threads; says why it failed, by index and in its order."""
     from tqdm import tqdm
 
-    paths = _picture_paths(Path(config.folder).expanduser())
-    images = np.empty((len(paths), channels, config.image_size, config.image_size), dtype=np.uint8)
     bad: Dict[int, str] = {}
 
-    def decode(i: int) -> None:
-        try:
-            images[i] = _decode(paths[i], channels, config.image_size)
-        except Exception as error:  # inside PIL a damaged file can raise almost anything
-            bad[i] = "not a picture" if isinstance(error, UnidentifiedImageError) else _one_line(error)
+    def attempt_all(indices: range) -> int:
+        for i in indices:
+            try:
+                attempt(i, paths[i])
+            except Exception as error:  # inside PIL a damaged file can raise almost anything
+                bad[i] = _reason(error)
+        return len(indices)
 
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        for _ in tqdm(pool.map(decode, range(len(paths))), "decoding", len(paths), unit=" images", disable=None):
-            pass
-    if bad and config.undecodable == "refuse":
+    parts = [range(len(paths))[start : start + 64] for start in range(0, len(paths), 64)]
+    progress = tqdm(total=len(paths), desc=title, unit=" images", disable=None)
+    with progress, ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        for done in pool.map(attempt_all, parts):
+            progress.update(done)
+    return dict(sorted(bad.items()))
+
+
+def _refuse(bad: Dict[int, str], paths: Sequence[Path]) -> None:
+    if bad:
         first = min(bad)
         raise UserError(
             f"{len(bad)} of {len(paths)} pictures cannot be decoded, the first is {paths[first]} ({bad[first]}): "
             "mend or remove them, or train without them by data.undecodable=skip"
         )
-    for i in sorted(bad):
-        _warn(f"{paths[i]} is left out, it cannot be decoded ({bad[i]})")
-    if len(bad) == len(paths):
-        raise UserError(f"data.folder {config.folder}: none of its {len(paths)} pictures can be decoded; give another")
-    return np.delete(images, sorted(bad), axis=0) if bad else images
+
+
+def _reason(error: Exception) -> str:
+    """Why a picture cannot be decoded, in words that do not repeat its name."""
+    if isinstance(error, UnidentifiedImageError):
+        return "not a picture"
+    return getattr(error, "strerror", None) or _one_line(error)
 
 
 def _picture_paths(folder: Path) -> List[Path]:

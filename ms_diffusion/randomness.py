@@ -62,7 +62,9 @@ def batch_indices(seed: int, step: int, batch_size: int, num_images: int) -> np.
 
 @lru_cache(maxsize=2)  # two, for a batch that reaches over an epoch's end; of a million images one takes 20 ms
 def _epoch_order(seed: int, epoch: int, num_images: int) -> np.ndarray:
-    return _generator(seed, _ORDER, epoch).permutation(num_images)
+    order = _generator(seed, _ORDER, epoch).permutation(num_images)
+    order.setflags(write=False)
+    return order
 
 
 def image_noise(seed: int, indices: Sequence[int], shape: Sequence[int]) -> Iterator[np.ndarray]:

@@ -68,7 +68,7 @@ def device() -> str:
 
 def threads() -> int:
     """How many cores of the CPU one operator of this process may use; `setup` decides."""
-    return _SETUP["threads"] or _cores()
+    return _SETUP["threads"] or cores()
 
 
 def require_precision(precision: str) -> None:
@@ -155,7 +155,7 @@ def _set_device(device: str) -> None:
 
 def _set_threads(asked: Optional[int]) -> None:
     """MindSpore takes its number of threads once, before its first operator."""
-    wanted = asked or _cores()
+    wanted = asked or cores()
     if _SETUP["threads"] not in (None, wanted):
         raise UserError(f"runtime.threads is {wanted}, and this process computes with {_SETUP['threads']}: begin anew")
     if _SETUP["threads"] is None and wanted < (os.cpu_count() or 1):
@@ -189,14 +189,14 @@ def _set_numbers(device: str, config: RuntimeConfig) -> None:
     _SETUP.update(hf32=config.hf32, deterministic=config.deterministic)
 
 
-def _cores() -> int:
-    """The cores that this process may use: by its affinity, and by the quota of a container."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def cores() -> int:
+    """How many cores this process may use: by its affinity, and by the quota of a container."""
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     try:
         quota, period = _CPU_QUOTA.read_text().split()
     except (OSError, ValueError):
-        return cores
-    return cores if quota == "max" else max(1, min(cores, int(quota) // int(period)))
+        return allowed
+    return allowed if quota == "max" else max(1, min(allowed, int(quota) // int(period)))
 
 
 def versions() -> dict[str, Any]:

@@ -32,6 +32,7 @@ ARROWS = {
     "layers": {"config", "errors", "native", "runtime"},
     "graphs": {"graph_cache", "runtime"},
     "diffusion": {"config", "graphs", "native", "schedules"},
+    "stream": {"data", "errors", "runtime"},
     "visualize": {"errors"},
     "comparison_report": {"config", "data", "errors", "visualize"},
     # floor 2

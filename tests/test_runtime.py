@@ -68,9 +68,9 @@ def test_threads_are_those_that_the_process_may_use(tmp_path, monkeypatch):
     monkeypatch.setattr(runtime, "_CPU_QUOTA", quota)
     for text, cores in (("max 100000", 6), ("250000 100000", 2), ("50000 100000", 1), ("900000 100000", 6), ("?", 6)):
         quota.write_text(text)
-        assert runtime._cores() == cores, text
+        assert runtime.cores() == cores, text
     monkeypatch.setattr(runtime, "_CPU_QUOTA", tmp_path / "absent")
-    assert runtime._cores() == 6
+    assert runtime.cores() == 6
 
 
 @pytest.mark.parametrize("threads", [1, 3])
