@@ -247,6 +247,8 @@ class TrainConfig:
     """Write the figures and the pictures of samples for TensorBoard too, into tensorboard/ of the run folder."""
     profile: int = 0
     """Steps to profile, after the first three; 0 profiles none."""
+    check_ranks_every: int = 0
+    """Steps between checks that all ranks hold equal weights; the start is always checked; 0 checks no more."""
 
     def __post_init__(self) -> None:
         _require_choices("train", self)
@@ -257,7 +259,7 @@ class TrainConfig:
             _require(getattr(self, name) >= 1, f"train.{name}", getattr(self, name), "it must be at least 1")
         for name in (
             "lr_warmup_steps", "sample_every", "max_grad_norm", "seed", "ema_start", "keep_checkpoints", "keep_every",
-            "profile",
+            "profile", "check_ranks_every",
         ):
             _require(getattr(self, name) >= 0, f"train.{name}", getattr(self, name), "it must not be negative")
         _require(
@@ -288,7 +290,7 @@ class RuntimeConfig:
     mode: Literal["graph", "pynative"] = "graph"
     """graph compiles each step once with ms.jit; pynative runs operator by operator, for debugging."""
     threads: Optional[int] = None
-    """Cores that an operator on the CPU may use; null takes all that the process may use."""
+    """Cores that an operator on the CPU may use; null takes all that the process may use, shared among its ranks."""
     hf32: bool = False
     """Round float32 in convolutions and matrix products for speed: HF32 on Ascend, TF32 on a GPU; never on a CPU."""
     deterministic: bool = False

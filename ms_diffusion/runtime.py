@@ -1,4 +1,4 @@
-"""Device, execution mode and threads: the only file that sets MindSpore's state."""
+"""Device, execution mode, threads and ranks: the only file that sets MindSpore's state."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ms_diffusion.gpu_libraries import loads
 
 with gpu_libraries.offered():
     import mindspore as ms
-    from mindspore import Tensor, ops
+    from mindspore import Tensor, communication, ops
     from mindspore import dtype as mstype
 
 # What MindSpore 2.8's plug-ins open first, and whose it is.
@@ -31,14 +31,19 @@ _MENDS = {
     "GPU": "pip install -r requirements-gpu.txt and import ms_diffusion before mindspore, or have CUDA 11.1 or 11.6 "
            "with cuDNN 8 on LD_LIBRARY_PATH and its folder in CUDA_HOME",
 }
-_SETUP: dict[str, Any] = {"device": None, "threads": None, "hf32": None, "deterministic": None, "jit_level": "O0"}
+_SETUP: dict[str, Any] = {
+    "device": None, "threads": None, "hf32": None, "deterministic": None, "jit_level": "O0", "rank": 0, "ranks": 1,
+    "local_ranks": 1,
+}
 
 
 def setup(config: RuntimeConfig) -> str:
     """Take the device that `config` asks for and apply the settings measured for it; returns the device's name.
 
-    Raises `UserError`, saying what is missing, where this machine lacks the device, and for another number of threads,
-    another `hf32` or another `deterministic` than the process began with. Communication is to begin after it.
+    In a process that msrun started, meets the other ranks, each on a card of its own; msrun's scheduler stays in here
+    until the ranks have ended, and ends too. Raises `UserError`, saying what is missing, where this machine lacks the
+    device, where the ranks do not meet, and for another number of threads, another `hf32` or another `deterministic`
+    than the process began with.
     """
     device = _choose(config.device)
     if device != "CPU":
@@ -49,9 +54,10 @@ def setup(config: RuntimeConfig) -> str:
                 "--runtime.device CPU"
             )
     _set_device(device)
-    _set_threads(config.threads)
     if device != "CPU":
-        _set_numbers(device, config)
+        _set_numbers(device, config)  # before the ranks meet, as MindSpore advises
+    _meet()
+    _set_threads(config.threads)
     _SETUP["jit_level"] = "O0" if device == "CPU" else config.jit_level
     # Outside ms.jit everything is PyNative in both modes; `config.mode` says whether a step is compiled.
     ms.set_context(mode=ms.PYNATIVE_MODE)
@@ -90,6 +96,16 @@ def require_precision(precision: str) -> None:
 def jit_level() -> str:
     """The optimisation level for `ms.jit`; `setup` decides."""
     return _SETUP["jit_level"]
+
+
+def rank() -> int:
+    """The number of this process among those that train together, from 0; `setup` learns it from msrun."""
+    return _SETUP["rank"]
+
+
+def ranks() -> int:
+    """How many processes train together; 1 without msrun."""
+    return _SETUP["ranks"]
 
 
 def finish(outputs: tuple[Tensor, ...]) -> None:
@@ -142,7 +158,10 @@ def _set_device(device: str) -> None:
     if _SETUP["device"] == device:
         return
     try:
-        ms.set_device(device)
+        if os.environ.get("MS_ROLE") == "MS_WORKER" and device != "CPU":
+            ms.set_device(device, int(os.environ["DEVICE_ID"]))  # the rank's number on its host, by msrun
+        else:
+            ms.set_device(device)
     except RuntimeError as error:
         failures = re.findall(rf"Load dynamic library: (\S*{device.lower()}.*)", str(error))
         reasons = failures or [str(error).split("\n")[0]]
@@ -153,9 +172,26 @@ def _set_device(device: str) -> None:
     _SETUP["device"] = device
 
 
+def _meet() -> None:
+    """Where msrun started this process, open the communication of its device: HCCL, NCCL, or on a CPU MCCL."""
+    if "MS_ROLE" not in os.environ or _SETUP["ranks"] > 1:
+        return
+    try:
+        communication.init()
+    except RuntimeError as error:
+        raise UserError(
+            f"the ranks do not meet at {os.environ.get('MS_SCHED_HOST')}:{os.environ.get('MS_SCHED_PORT')}: "
+            f"{str(error).splitlines()[0]} (the folder of logs has worker_*.log and scheduler.log)"
+        ) from error
+    _SETUP.update(
+        rank=communication.get_rank(), ranks=communication.get_group_size(),
+        local_ranks=communication.get_local_rank_size(),
+    )
+
+
 def _set_threads(asked: Optional[int]) -> None:
     """MindSpore takes its number of threads once, before its first operator."""
-    wanted = asked or cores()
+    wanted = asked or max(1, cores() // _SETUP["local_ranks"])
     if _SETUP["threads"] not in (None, wanted):
         raise UserError(f"runtime.threads is {wanted}, and this process computes with {_SETUP['threads']}: begin anew")
     if _SETUP["threads"] is None and wanted < (os.cpu_count() or 1):
@@ -205,5 +241,6 @@ def versions() -> dict[str, Any]:
 
     return {
         "mindspore": ms.__version__, "numpy": numpy.__version__, "python": platform.python_version(),
-        "device": device(), "threads": threads(), "machine": platform.machine(), "system": platform.platform(),
+        "device": device(), "threads": threads(), "ranks": ranks(), "machine": platform.machine(),
+        "system": platform.platform(),
     }

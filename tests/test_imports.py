@@ -26,6 +26,7 @@ ARROWS = {
     "interrupt": set(),
     "workloads": {"config", "errors"},
     # floor 1
+    "distributed": {"errors", "runtime"},
     "native_check": set(),
     "native": {"native_build", "native_check", "runtime"},
     "profiling": {"logs", "native", "runtime"},
@@ -114,7 +115,7 @@ def test_arrows_point_down():
 
 
 def test_only_runtime_sets_mindspores_state():
-    setters = ("set_context", "set_device", "set_seed", "set_deterministic", "launch_blocking")
+    setters = ("set_context", "set_device", "set_seed", "set_deterministic", "launch_blocking", "communication.init")
     for path in PACKAGE.glob("*.py"):
         if path.stem != "runtime":
             source = path.read_text()
