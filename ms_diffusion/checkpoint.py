@@ -48,7 +48,9 @@ FORMATS = ("ms_diffusion 1", FORMAT)
 _RESUMABLE = {
     "train.steps", "train.log_every", "train.checkpoint_every", "train.keep_checkpoints", "train.keep_every",
     "train.sample_every", "train.sample_num", "train.max_skipped_steps", "train.tensorboard", "train.profile",
-    "data.folder", "data.cache", "data.download", "runtime.device", "runtime.mode",
+    "train.check_ranks_every", "train.batch_size", "train.accumulate",  # if the whole batch stays: `training` looks
+    "data.folder", "data.cache", "data.download", "data.undecodable", "data.workers", "runtime.device", "runtime.mode",
+    "runtime.jit_level",
 }
 
 

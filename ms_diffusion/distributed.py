@@ -51,6 +51,18 @@ def any_of(flag: bool) -> bool:
     return bool(_sum(np.array([flag], np.float32))[0] > 0)
 
 
+def barrier() -> None:
+    """Return when every rank is here."""
+    any_of(False)
+
+
+def check_equal(what: str, number: int) -> None:
+    """Raise `UserError` where `what` is not the same `number`, from 0 to 2^36, on all ranks."""
+    digits = np.array([number >> 24, number >> 12 & 0xFFF, number & 0xFFF])  # small, so that float32 sums are exact
+    if any_of(bool((mean(digits) != digits).any())):
+        raise UserError(f"{what} differs between the ranks, it is {number} on rank {runtime.rank()}: give all the same")
+
+
 def weights_differ(model: nn.Cell) -> Optional[str]:
     """None where every parameter of `model` has the same bits on all ranks, else which is the first that has not.
 

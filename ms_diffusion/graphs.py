@@ -31,13 +31,14 @@ def keep(configuration: str, native_library: str) -> None:
 
     For a script, after `runtime.setup`: it builds everything from the resolved `configuration` and its own sources,
     and changes nothing by hand. `native_library` is `native.library()`. Does nothing, so that all is compiled as ever,
-    under MS_DIFFUSION_GRAPHS=0, on another device than a CPU, with another MindSpore than 2.8.0, and where somebody
-    else uses MindSpore's own compile cache.
+    under MS_DIFFUSION_GRAPHS=0, on another device than a CPU, with another MindSpore than 2.8.0, where several ranks
+    train together, and where somebody else uses MindSpore's own compile cache.
     """
     _GRAPHS.clear()
     store, program = graph_cache.folder(), graph_cache.program()
     foreign = [name for name in os.environ if name.startswith("MS_COMPILER_CACHE")]
-    if store is None or program is None or foreign or runtime.device() != "CPU" or ms.__version__ != "2.8.0":
+    suitable = runtime.device() == "CPU" and runtime.ranks() == 1 and ms.__version__ == "2.8.0"
+    if store is None or program is None or foreign or not suitable:
         return
     commit = Path(ms.__file__).with_name(".commit_id")
     settings = {name: value for name, value in os.environ.items() if name.startswith(("MS_", "OMP_"))}

@@ -1,25 +1,41 @@
-"""The training loop around `train_step`: batches in, figures, pictures and checkpoints out."""
+"""The training loop around `train_step`: batches in; figures, pictures and checkpoints out."""
 
 from __future__ import annotations
 
-import json
 import sys
 import time
+from contextlib import closing
 from pathlib import Path
-from typing import Any
+from typing import Optional, Union
 
 import numpy as np
 from mindspore import Tensor
 from tqdm import tqdm
 
-from ms_diffusion import batches, checkpoint, layers, randomness, runtime, visualize
-from ms_diffusion.config import Config
-from ms_diffusion.data import ImageDataset, to_uint8
-from ms_diffusion.diffusion import GaussianDiffusion, build_diffusion
+from ms_diffusion import (
+    batches,
+    checkpoint,
+    distributed,
+    interrupt,
+    layers,
+    logs,
+    profiling,
+    randomness,
+    runtime,
+    stream,
+    visualize,
+)
+from ms_diffusion.config import Config, to_yaml
+from ms_diffusion.data import FolderDataset, ImageDataset, to_uint8
+from ms_diffusion.diffusion import GaussianDiffusion, ReverseStep, build_diffusion
 from ms_diffusion.errors import UserError
+from ms_diffusion.logs import LOG
+from ms_diffusion.metrics import Metrics
 from ms_diffusion.samplers import sample
 from ms_diffusion.train_step import TrainState, learning_rates, make_train_step
 from ms_diffusion.unet import build_unet, init_weights
+
+Dataset = Union[ImageDataset, FolderDataset]
 
 
 def build(config: Config) -> tuple[TrainState, GaussianDiffusion]:
@@ -31,92 +47,207 @@ def build(config: Config) -> tuple[TrainState, GaussianDiffusion]:
     return TrainState(model, config.train, average), build_diffusion(config.diffusion)
 
 
-def train(config: Config, dataset: ImageDataset, folder: Path, resume: bool = False) -> None:
-    """Train to step `config.train.steps` in the run folder `folder`, made by `checkpoint.create_run`.
+def train(config: Config, dataset: Dataset, folder: Path, resume: bool = False) -> int:
+    """Train to step `config.train.steps` in the run folder `folder`; returns the exit status that is due.
 
-    `resume` goes on from the latest checkpoint, and repeats what the uninterrupted run would have done, exactly.
-    Raises `UserError` where the gradients stay infinite, the disk refuses, or nothing is left to do.
+    That is 0, or 130 where SIGINT ended the training early: as SIGTERM does, after the step and a checkpoint. `resume`
+    goes on from the newest checkpoint that is whole, and repeats what the uninterrupted run would have done, exactly.
+    Started by msrun, this is one rank of several. The caller holds the run (`checkpoint.new_run`, `open_run`).
+
+    Raises `UserError` where the gradients stay infinite, the disk refuses, a picture cannot be read, the ranks differ,
+    or nothing is left to do.
     """
+    options, jit = config.train, config.runtime.mode == "graph"
+    rank, ranks = runtime.rank(), runtime.ranks()
+    with logs.to_run(folder, rank), interrupt.stop_after_step() as stop:
+        LOG.debug("%s", to_yaml(config))
+        state, diffusion = build(config)
+        start = _restore(folder, state, config, dataset) if resume else 0
+        if start >= options.steps:
+            raise UserError(f"{folder} has made its {options.steps} steps: give more --train.steps to go on")
+        distributed.check_equal("the number of images", len(dataset))
+        distributed.check_weights(state.model, start)
+
+        average = distributed.make_average(((), *(weight.shape for weight in state.optimizer.parameters)))
+        train_step = make_train_step(state, diffusion, jit, average if ranks > 1 else None)
+        reverse_step = diffusion.reverse_step(state.sampled, jit)
+        metrics = Metrics(folder, start, options.tensorboard) if rank == 0 else None
+        if options.sample_every:
+            # Once now: what cannot be compiled, or does not fit into memory, is found in the evening.
+            zeros = Tensor(np.zeros((options.sample_num, *config.image_shape), np.float32))
+            runtime.finish((reverse_step(zeros, Tensor(np.zeros(options.sample_num, np.int32)), zeros),))
+        LOG.info("a step takes %s", _division(config, ranks))
+        if jit:
+            LOG.info("the first step compiles the network and takes longer than the others")
+
+        window, due = _Window(config, state), False
+        plan = (batches.draw_images(config, step, len(dataset), rank, ranks) for step in range(start, options.steps))
+        interval = 0.5 if sys.stderr.isatty() else 30  # seconds between looks of the bar: a log needs fewer
+        with tqdm(
+            total=options.steps, initial=start, unit="step", dynamic_ncols=True, mininterval=interval, disable=rank > 0
+        ) as progress, closing(stream.batches(dataset, plan, config.data.workers)) as images, profiling.Profile(
+            folder / "profile", start + 4, options.profile if rank == 0 else 0
+        ) as profile:
+            for done in range(start + 1, options.steps + 1):
+                began = time.perf_counter()
+                try:
+                    x_start = next(images)
+                except UserError:
+                    if rank == 0 and done - 1 > start:
+                        _save(folder, done - 1, state, config, dataset)
+                    raise
+                with profile.step(done):
+                    noise = batches.draw_noise(config, done - 1, rank, ranks)
+                    outputs = train_step(*map(Tensor, (x_start, *noise)))
+                    runtime.finish(outputs)
+                if jit and done == start + 1:
+                    LOG.info("the first step took %.1f s", time.perf_counter() - began)
+                window.add(outputs, time.perf_counter() - began)
+                progress.update()
+
+                stopped = _stopped(stop, done, config)
+                last = done == options.steps or stopped
+                if done % options.log_every == 0 or last:
+                    figures = window.figures(done)  # waits for the device
+                    LOG.debug("step %d: %s", done, figures)
+                    if metrics is not None:
+                        metrics.write(done, figures)
+                    progress.set_postfix(loss=figures["loss"], lr=f"{figures['lr']:.1e}", refresh=False)
+                if options.check_ranks_every and done % options.check_ranks_every == 0:
+                    distributed.check_weights(state.model, done)
+                due = due or done % options.checkpoint_every == 0
+                # Not while steps are skipped: what may be the end of the run must not push out the last good one.
+                if last or (due and bool(outputs[2].asnumpy())):
+                    due = False
+                    if rank == 0:
+                        _save(folder, done, state, config, dataset)
+                if stopped:
+                    LOG.info("stopped after step %d and saved: go on with --resume %s", done, folder)
+                    break
+                if options.sample_every and (done % options.sample_every == 0 or last):
+                    _draw(config, diffusion, reverse_step, done, folder, metrics)
+        if rank == 0 and not stopped:
+            visualize.plot_loss(folder / "metrics.jsonl", folder / "loss.png")
+    return stop.status if stopped else 0
+
+
+def _division(config: Config, ranks: int) -> str:
+    """The whole batch of a step in words, and how it is divided."""
+    factors = {"ranks": ranks, "micro-batches": config.train.accumulate, "images": config.train.batch_size}
+    parts = [f"{count} {name}" for name, count in factors.items() if count > 1 or name == "images"]
+    whole = f"{batches.whole_batch(config, ranks)} images"
+    return whole if len(parts) == 1 else f"{whole}: {' x '.join(parts)}"
+
+
+def _stopped(stop: interrupt.Stop, done: int, config: Config) -> bool:
+    """Is this the last step, because of a signal? Of several ranks each asks the others once in log_every steps."""
+    if runtime.ranks() == 1:
+        return stop.signal is not None
+    return done % config.train.log_every == 0 and distributed.any_of(stop.signal is not None)
+
+
+class _Window:
+    """The steps since the last line of metrics, whose outputs are still on the device."""
+
+    def __init__(self, config: Config, state: TrainState) -> None:
+        self._config, self._state = config, state
+        self._rates = learning_rates(config.train)
+        self._outputs: list[tuple[Tensor, Tensor, Tensor]] = []
+        self._seconds = 0.0
+        self._skipped_in_a_row = 0
+
+    def add(self, outputs: tuple[Tensor, Tensor, Tensor], seconds: float) -> None:
+        """What the step returned, and how long it took: pictures and checkpoints aside."""
+        self._outputs.append(outputs)
+        self._seconds += seconds
+
+    def figures(self, done: int) -> dict[str, Optional[float]]:
+        """A line of metrics after step `done`: means over the steps that were not skipped, None where all were.
+
+        Raises `UserError` where too many steps in a row were skipped.
+        """
+        losses, norms, finite = (np.array([float(x.asnumpy()) for x in column]) for column in zip(*self._outputs))
+        kept, count = finite > 0, len(finite)
+        scale = float(self._state.loss_scaler.scale_value.asnumpy())
+        for step, fine, loss in zip(range(done - count + 1, done + 1), kept, losses):
+            self._skipped_in_a_row = 0 if fine else self._skipped_in_a_row + 1
+            if self._skipped_in_a_row > self._config.train.max_skipped_steps:
+                raise _hopeless(step, self._skipped_in_a_row, loss, scale)
+        seconds = self._seconds / count
+        updates = int(self._state.optimizer.global_step.asnumpy()[0])
+        self._outputs, self._seconds = [], 0.0
+        return {
+            "loss": round(float(losses[kept].mean()), 6) if kept.any() else None,
+            "lr": float(self._rates[max(updates - 1, 0)]),
+            "grad_norm": round(float(norms[kept].mean()), 6) if kept.any() else None,
+            "loss_scale": scale,
+            "skipped": int((~kept).sum()),
+            "skipped_total": done - updates,
+            "seconds_per_step": seconds,
+            "images_per_second": batches.whole_batch(self._config, runtime.ranks()) / seconds,
+            "memory_mb": runtime.memory_mb(),
+        }
+
+
+def _hopeless(step: int, skipped: int, loss: float, scale: float) -> UserError:
+    what = f"the loss is {loss}" if not np.isfinite(loss) else f"the gradients overflow at loss scale {scale:g}"
+    return UserError(
+        f"step {step}: {what}, and so for {skipped} steps in a row, more than train.max_skipped_steps; the last "
+        "checkpoint is whole: start another run with a smaller train.lr, or with another train.precision"
+    )
+
+
+def _draw(
+    config: Config, diffusion: GaussianDiffusion, reverse_step: ReverseStep, done: int, folder: Path,
+    metrics: Optional[Metrics],
+) -> None:
+    """A picture of samples after step `done`. Every rank draws it: a CPU's ranks must not wait for each other long."""
     options = config.train
-    jit = config.runtime.mode == "graph"
-    state, diffusion = build(config)
-    start = _restore(folder, state) if resume else 0
-    if start >= options.steps:
-        raise UserError(f"{folder} has made its {options.steps} steps: give more --train.steps to go on")
-
-    train_step = make_train_step(state, diffusion, jit)
-    reverse_step = diffusion.reverse_step(state.sampled, jit)
-    rates = learning_rates(options)
-    if options.sample_every:
-        # Once now: what cannot be compiled, or does not fit into memory, is found in the evening.
-        zeros = Tensor(np.zeros((options.sample_num, *config.image_shape), np.float32))
-        runtime.finish((reverse_step(zeros, Tensor(np.zeros(options.sample_num, np.int32)), zeros),))
-    if jit:
-        print("the first step compiles the network and takes longer than the others", file=sys.stderr)
-    window = []  # what the steps since the last line of metrics returned, still on the device
-    seconds = 0.0  # spent in them, pictures and checkpoints aside
-    interval = 0.5 if sys.stderr.isatty() else 30  # seconds between looks of the bar: a log needs fewer
-    progress = tqdm(total=options.steps, initial=start, unit="step", dynamic_ncols=True, mininterval=interval)
-    with progress, open(folder / "metrics.jsonl", "a") as metrics:
-        for done in range(start + 1, options.steps + 1):
-            last = done == options.steps
-            began = time.perf_counter()
-            outputs = train_step(*map(Tensor, batches.draw_batch(dataset, config, done - 1)))
-            runtime.finish(outputs)
-            window.append(outputs)
-            if done % options.log_every == 0 or last:
-                line = _summary(window, done, state)  # waits for the device
-                line["lr"] = float(rates[max(int(state.optimizer.global_step.asnumpy()[0]) - 1, 0)])
-                line["seconds_per_step"] = (seconds + time.perf_counter() - began) / len(window)
-                metrics.write(json.dumps(line) + "\n")
-                metrics.flush()
-                progress.set_postfix(loss=line["loss"], lr=f"{line['lr']:.1e}", refresh=False)
-                window, seconds = [], 0.0
-            else:
-                seconds += time.perf_counter() - began
-            progress.update()
-            if done % options.checkpoint_every == 0 or last:
-                tensors = {name: parameter.asnumpy() for name, parameter in state.parameters().items()}
-                checkpoint.save_checkpoint(folder, done, tensors, config)
-            if options.sample_every and (done % options.sample_every == 0 or last):
-                images, _ = sample(diffusion, reverse_step, config.image_shape, options.sample_num, options.seed)
-                grid = visualize.make_grid(to_uint8(images))
-                visualize.save_picture(grid, folder / "samples" / f"step_{done:08d}.png")
-    visualize.plot_loss(folder / "metrics.jsonl", folder / "loss.png")
+    images, _ = sample(diffusion, reverse_step, config.image_shape, options.sample_num, options.seed)
+    if metrics is None:
+        return
+    grid = visualize.make_grid(to_uint8(images))
+    metrics.image(done, np.asarray(grid))
+    try:
+        visualize.save_picture(grid, folder / "samples" / f"step_{done:08d}.png")
+    except UserError as error:
+        LOG.warning("%s", error)
 
 
-def _summary(window: list[tuple[Tensor, Tensor, Tensor]], step: int, state: TrainState) -> dict[str, Any]:
-    """One line of metrics: means over the steps of `window` that were not skipped; null where all were."""
-    losses, norms, finite = (np.array([float(value.asnumpy()) for value in column]) for column in zip(*window))
-    kept = finite > 0
-    scale = float(state.loss_scaler.scale_value.asnumpy())
-    if not kept.any() and scale == 1:
-        raise UserError(
-            f"step {step}: the gradients are not finite even at loss scale 1, for {len(window)} steps in a row; "
-            "the checkpoints before it are whole: resume with a smaller train.lr in a new run"
-        )
+def _save(folder: Path, step: int, state: TrainState, config: Config, dataset: Dataset) -> None:
+    tensors = {name: parameter.asnumpy() for name, parameter in state.parameters().items()}
+    tensors.update(_data_position(config, dataset))
+    options = config.train
+    checkpoint.save_checkpoint(folder, step, tensors, config, options.keep_checkpoints, options.keep_every)
+
+
+def _data_position(config: Config, dataset: Dataset) -> dict[str, np.ndarray]:
+    """What says, with the step, which images and which noise come next."""
     return {
-        "step": step,
-        "loss": round(float(losses[kept].mean()), 6) if kept.any() else None,
-        "grad_norm": round(float(norms[kept].mean()), 6) if kept.any() else None,
-        "loss_scale": scale,
-        "skipped": int((~kept).sum()),
+        "data.images": np.array(len(dataset)),
+        "data.whole_batch": np.array(batches.whole_batch(config, runtime.ranks())),
     }
 
 
-def _restore(folder: Path, state: TrainState) -> int:
-    """Load the latest checkpoint of `folder`, drop the lines of metrics after it, and return its step."""
-    path = checkpoint.latest_checkpoint(folder)
-    if path is None:
+def _restore(folder: Path, state: TrainState, config: Config, dataset: Dataset) -> int:
+    """Load the newest checkpoint of `folder` that is whole, and return its step."""
+    newest = checkpoint.newest_checkpoint(folder)
+    if newest is None:
         raise UserError(f"{folder} has no checkpoint to resume from: start it anew with --out {folder} --overwrite")
-    step, tensors = checkpoint.read_checkpoint(path)
-    for name, parameter in state.parameters().items():
-        if name not in tensors or tensors[name].shape != parameter.shape:
-            raise UserError(f"{path} cannot be resumed from: {name} is missing or misshapen")
-    for name, parameter in state.parameters().items():
+    path, step, tensors = newest
+    parameters = state.parameters()
+    for name, like in {**parameters, **_data_position(config, dataset)}.items():
+        if name not in tensors or tensors[name].shape != like.shape:
+            raise UserError(
+                f"{path} cannot be resumed from: {name} is missing or misshapen; a run of an older version can only be "
+                "sampled: start another with --out"
+            )
+    for name, value in _data_position(config, dataset).items():
+        if tensors[name] != value:
+            raise UserError(
+                f"{folder} cannot be resumed: {name[len('data.'):]} was {tensors[name]} and is {value}; have the same "
+                "images, and the same train.batch_size x train.accumulate x ranks"
+            )
+    for name, parameter in parameters.items():
         parameter.set_data(Tensor(tensors[name]))
-    metrics = folder / "metrics.jsonl"
-    if metrics.exists():
-        lines = [line for line in metrics.read_text().splitlines() if json.loads(line)["step"] <= step]
-        metrics.write_text("".join(f"{line}\n" for line in lines))
     return step

@@ -4,7 +4,7 @@
 """
 
 from pathlib import Path
-from typing import Optional
+from typing import Literal, Optional
 
 import numpy as np
 from jsonargparse.typing import NonNegativeInt, PositiveInt
@@ -20,6 +20,10 @@ def main() -> None:
     """Parse, load, sample, write."""
     parser = Parser(description=__doc__, usage="%(prog)s --run DIR [options]")
     parser.add_argument("--run", type=str, required=True, help="run folder")
+    parser.add_argument(
+        "--weights", type=Optional[Literal["ema", "model"]], default=None,
+        help="ema, the moving average, or model, those of the last step; the average where there is one",
+    )
     parser.add_argument("--num", type=PositiveInt, default=64, help="images to draw")
     parser.add_argument("--seed", type=NonNegativeInt, default=0, help="the same seed gives the same images")
     parser.add_argument("--batch_size", type=PositiveInt, default=64, help="images at a time; changes no image")
@@ -38,7 +42,7 @@ def main() -> None:
         check_writable(options.npz, [".npz"])
 
     runtime.setup(parser.instantiate(options).runtime)
-    run = checkpoint.load_run(options.run)
+    run = checkpoint.load_run(options.run, options.weights)
     graphs.keep(to_yaml(run.config), native.library())
     reverse_step = run.diffusion.reverse_step(run.model, jit=options.runtime.mode == "graph")
     frame_steps = visualize.frame_steps(run.diffusion.timesteps) if options.gif else ()
@@ -49,7 +53,7 @@ def main() -> None:
 
     images = to_uint8(samples)
     visualize.save_picture(visualize.make_grid(images), options.out)
-    print(f"{options.num} images after {run.step} training steps: {Path(options.out)}")
+    print(f"{options.num} images after {run.step} training steps ({run.weights}): {Path(options.out)}")
     if options.gif:
         visualize.save_gif([visualize.make_grid(to_uint8(frame[:25])) for frame in frames], options.gif)
         print(f"denoising: {options.gif}")

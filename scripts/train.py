@@ -6,9 +6,10 @@
 """
 
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 
-from ms_diffusion import checkpoint, config, graphs, native, runtime
+from ms_diffusion import checkpoint, config, distributed, graphs, native, runtime
 from ms_diffusion.data import make_dataset
 from ms_diffusion.errors import UserError, exit_on_user_error
 from ms_diffusion.training import train
@@ -38,17 +39,22 @@ def main() -> None:
     runtime.require_precision(settings.train.precision)
     graphs.keep(config.to_yaml(settings), native.library())
     dataset = make_dataset(settings.data, settings.model.channels)
-    folder = Path(options.resume or options.out)
-    if options.resume is None:
-        checkpoint.create_run(folder, settings, runtime.versions(), options.overwrite)
-    else:
-        checkpoint.write_config(folder, settings)
-    print(config.to_yaml(settings))
-    print(f"{len(dataset)} images of {dataset.name}; {device}, {settings.runtime.mode} mode; run folder {folder}")
-    train(settings, dataset, folder, resume=options.resume is not None)
+    folder, resume = Path(options.resume or options.out), options.resume is not None
+    with ExitStack() as held:
+        if runtime.rank() == 0 and resume:
+            held.enter_context(checkpoint.open_run(folder))
+            checkpoint.write_config(folder, settings)
+        elif runtime.rank() == 0:
+            held.enter_context(checkpoint.new_run(folder, settings, runtime.versions(), options.overwrite))
+        distributed.barrier()
+        folder.mkdir(parents=True, exist_ok=True)  # where the hosts share no disk
+        print(config.to_yaml(settings))
+        print(f"{len(dataset)} images of {dataset.name}; {device}, {settings.runtime.mode} mode; run folder {folder}")
+        status = train(settings, dataset, folder, resume)
     print(f"loss curve: {folder / 'loss.png'}")
     print(f"samples:    {folder / 'samples'}")
-    print(f"weights:    {checkpoint.latest_checkpoint(folder)}")
+    print(f"weights:    {folder / 'checkpoints'}")
+    sys.exit(status)
 
 
 if __name__ == "__main__":

@@ -48,8 +48,8 @@ ARROWS = {
     "evaluation": set(),
     "train_step": {"config", "diffusion", "graphs", "native"},
     "training": {
-        "batches", "checkpoint", "config", "data", "diffusion", "errors", "layers", "randomness", "runtime", "samplers",
-        "train_step", "unet", "visualize",
+        "batches", "checkpoint", "config", "data", "diffusion", "distributed", "errors", "interrupt", "layers", "logs",
+        "metrics", "profiling", "randomness", "runtime", "samplers", "stream", "train_step", "unet", "visualize",
     },
     "comparison": {
         "batches", "comparison_report", "config", "data", "diffusion", "errors", "machine", "randomness", "runtime",

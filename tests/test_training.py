@@ -61,9 +61,11 @@ def test_a_run_leaves_its_pictures_and_figures(tmp_path):
     assert checkpoint.load_run(tmp_path / "run").step == 6
 
 
-def test_training_learns(tmp_path):
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_training_learns(precision, tmp_path):
     """One gray image, again and again: far below the loss of a network that predicts nothing, which is 1."""
-    config = with_train(SMALL, steps=100, batch_size=16, lr=1e-2, log_every=20, checkpoint_every=100)
+    options = {"batch_size": 16, "lr": 1e-2, "log_every": 20, "checkpoint_every": 100, "precision": precision}
+    config = with_train(SMALL, steps=100, **options)
     checkpoint.create_run(tmp_path / "run", config, {})
     train(config, ImageDataset(np.full((3, 1, 8, 8), 128, np.uint8), "gray"), tmp_path / "run")
     last = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1])
@@ -81,12 +83,27 @@ def test_both_modes_train_alike(tmp_path):
     assert max(differences) < 1e-3 and np.median(differences) < 1e-5
 
 
-def test_gradients_that_stay_infinite_end_the_run(tmp_path):
-    # Learning rates beyond all reason: the weights overflow after the first steps.
-    config = with_train(SMALL, steps=100, lr=1e30, loss_scale=2.0, max_grad_norm=0.0)
+@pytest.mark.parametrize("log_every", [1, 50])
+def test_a_loss_that_stays_nan_ends_the_run_and_leaves_the_last_good_checkpoint(log_every, tmp_path):
+    """A learning rate beyond all reason: the first step makes weights of 1e30, and every loss after it is NaN."""
+    options = {"lr": 1e30, "max_grad_norm": 0.0, "max_skipped_steps": 5, "checkpoint_every": 1, "log_every": log_every}
+    config = with_train(SMALL, steps=100, **options)
     checkpoint.create_run(tmp_path / "run", config, {})
-    with pytest.raises(UserError, match="the gradients are not finite even at loss scale 1"):
+    with pytest.raises(UserError, match="step 7: the loss is nan, and so for 6 steps in a row, more than"):
         train(config, dataset(), tmp_path / "run")
+    assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["step_00000001.safetensors"]
+    assert "the loss is nan" in (tmp_path / "run" / "logs" / "rank_0.log").read_text().splitlines()[-1]
+
+
+def test_steps_that_overflow_are_counted(tmp_path):
+    """Half precision ends at 65504: gradients that are scaled by 2^24 overflow until the scale is small enough."""
+    config = with_train(SMALL, steps=40, precision="fp16", loss_scale=2.0**24, log_every=10)
+    run(config, tmp_path / "run")
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    skipped = sum(line["skipped"] for line in lines)
+    assert skipped == lines[-1]["skipped_total"] > 0
+    assert lines[-1]["loss_scale"] == 2.0 ** (24 - skipped) and lines[-1]["skipped"] == 0
+    assert lines[-1]["lr"] == pytest.approx(learning_rates(config.train)[39 - skipped])
 
 
 def test_nothing_left_to_do_and_nothing_to_resume(tmp_path):
