@@ -344,8 +344,8 @@ def test_resume_may_change_only_what_makes_sense():
     resume("--runtime.mode=pynative")
     with pytest.raises(UserError, match=r"train.lr is 0.0001 in the run and 0.5 on the command line"):
         resume("--train.lr=0.5")
-    with pytest.raises(UserError, match=r"train.batch_size is 64 in the run and 32 on the command line"):
-        resume("--train.batch_size=32")
+    with pytest.raises(UserError, match=r"train.seed is 0 in the run and 1 on the command line"):
+        resume("--train.seed=1")
     with pytest.raises(UserError, match=r"runtime.threads is None in the run and 1 on the command line"):
         resume("--runtime.threads=1")
 

@@ -10,7 +10,7 @@ import pytest
 from mindspore import nn, ops
 from PIL import Image
 
-from ms_diffusion import layers, training
+from ms_diffusion import layers, train_step
 from ms_diffusion.comparison_report import TOLERANCES, Comparison, Row, measure, verdict
 from ms_diffusion.config import TUTORIAL, Config, DataConfig, DiffusionConfig, ModelConfig, RuntimeConfig, TrainConfig
 from ms_diffusion.data import ImageDataset
@@ -259,8 +259,8 @@ def test_an_altered_training_or_process_is_caught(change, check, monkeypatch):
         build = comparison.build_diffusion
         monkeypatch.setattr(comparison, "build_diffusion", lambda c: build(dataclasses.replace(c, **change)))
     else:
-        make = training.make_optimizer
-        monkeypatch.setattr(training, "make_optimizer", lambda m, c: make(m, dataclasses.replace(c, **change)))
+        make = train_step.make_optimizer
+        monkeypatch.setattr(train_step, "make_optimizer", lambda m, c: make(m, dataclasses.replace(c, **change)))
     result = compare(build_unet(config.model), first_weights(config), config, dataset(config), steps=3,
                      sampling_steps=30)
     assert result.first_broken.check == check and "every layer passed" in verdict(result)
