@@ -206,6 +206,9 @@ def _draw(
     images, _ = sample(diffusion, reverse_step, config.image_shape, options.sample_num, options.seed)
     if metrics is None:
         return
+    if not np.isfinite(images).all():
+        LOG.warning("step %d: the samples are not finite, so there is no picture of them", done)
+        return
     grid = visualize.make_grid(to_uint8(images))
     metrics.image(done, np.asarray(grid))
     try:

@@ -3,8 +3,9 @@ import json
 
 import numpy as np
 import pytest
+from PIL import Image
 
-from ms_diffusion import checkpoint
+from ms_diffusion import checkpoint, training
 from ms_diffusion.config import Config, DiffusionConfig, ModelConfig, RuntimeConfig, TrainConfig
 from ms_diffusion.data import ImageDataset
 from ms_diffusion.errors import UserError
@@ -59,6 +60,24 @@ def test_a_run_leaves_its_pictures_and_figures(tmp_path):
     assert all(line["skipped"] == 0 and line["seconds_per_step"] > 0 and line["loss"] > 0 for line in lines)
     assert [line["lr"] for line in lines] == pytest.approx(learning_rates(SMALL.train)[[1, 3, 5]])
     assert checkpoint.load_run(tmp_path / "run").step == 6
+
+
+def test_samples_that_are_not_finite_cost_a_picture_and_no_more(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(training, "sample", lambda *_: (np.full((4, 1, 8, 8), np.nan, np.float32), []))
+    assert run(with_train(SMALL, sample_every=3), tmp_path / "run")[0] == 6
+    assert not list((tmp_path / "run" / "samples").iterdir())
+    assert "step 3: the samples are not finite" in capsys.readouterr().err
+
+
+def test_pictures_come_from_the_moving_average(tmp_path):
+    """With a decay that never forgets, the average is what it was when it began: after the first step."""
+    config = with_train(SMALL, sample_every=3, ema_decay=1 - 1e-7, ema_ramp=1.0, ema_start=1, lr=0.1)
+    run(config, tmp_path / "run")
+    first, last = (np.asarray(Image.open(path)) for path in sorted((tmp_path / "run" / "samples").iterdir()))
+    assert np.array_equal(first, last)
+    tensors = checkpoint.read_checkpoint(checkpoint.latest_checkpoint(tmp_path / "run"))[1]
+    moved = np.abs(tensors["model.init_conv.weight"] - tensors["ema.init_conv.weight"]).max()
+    assert moved > 0.1, "the weights themselves must have moved"
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
