@@ -10,7 +10,7 @@ from ms_diffusion.config import Config, DiffusionConfig, ModelConfig, RuntimeCon
 from ms_diffusion.data import ImageDataset
 from ms_diffusion.errors import UserError
 from ms_diffusion.train_step import learning_rates
-from ms_diffusion.training import train
+from ms_diffusion.training import build, train
 
 SMALL = Config(
     model=ModelConfig(dim=8, dim_mults=(1,), convnext_mult=1),
@@ -132,3 +132,16 @@ def test_nothing_left_to_do_and_nothing_to_resume(tmp_path):
     run(SMALL, tmp_path / "done")
     with pytest.raises(UserError, match="has made its 6 steps: give more --train.steps"):
         train(SMALL, dataset(), tmp_path / "done", resume=True)
+
+
+def test_micro_batches_train_the_network_of_the_whole_batch(tmp_path):
+    """Adam divides by the root of a square that may be tiny, so the first learning rates are small, as in a warm-up."""
+    config = with_train(SMALL, lr=1e-4, lr_warmup_steps=6)
+    whole = run(config, tmp_path / "whole")[1]
+    parts = run(with_train(config, batch_size=1, accumulate=4), tmp_path / "parts")[1]
+    assert whole.keys() == parts.keys()
+    worst = {name: np.abs(whole[name] - parts[name]).max() for name in whole}
+    assert max(worst.values()) < 1e-6, max(worst, key=worst.get)
+    begun = build(config)[0].parameters()
+    moved = [np.abs(whole[name] - begun[name].asnumpy()).max() for name in whole if name.startswith("model.")]
+    assert min(moved) > 1e-5, "the weights must have moved by more than that"
