@@ -126,7 +126,7 @@ def main():
 
 
 def test_ranks_agree(launch):
-    launched = launch(AGREE, str(runtime._cores()))
+    launched = launch(AGREE, str(runtime.cores()))
     status, terminal = launched.ended()
     assert status == 2, terminal
     message = "second of rank 1 is not that of rank 0"

@@ -115,7 +115,8 @@ def contents(folder):
     for path in (folder / "checkpoints").iterdir():
         found |= {(path.name, name): tensor.tobytes() for name, tensor in checkpoint.read_checkpoint(path)[1].items()}
     for line in map(json.loads, (folder / "metrics.jsonl").read_text().splitlines()):
-        del line["seconds_per_step"]
+        for varying in ("seconds_per_step", "images_per_second", "memory_mb"):
+            del line[varying]
         found[line["step"]] = line
     return found
 

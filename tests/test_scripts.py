@@ -38,7 +38,7 @@ def test_a_run_is_sampled_from_its_folder_alone(trained, run_script, tmp_path):
         words = ["--run", trained, "--num", 5, "--seed", 3, "--batch_size", batch_size]
         status, out, err = run_script("sample", *words, "--out", png, "--gif", gif, "--npz", npz)
         assert status == 0, err
-        assert f"5 images after 2 training steps: {png}" in out and str(gif) in out and str(npz) in out
+        assert f"5 images after 2 training steps (ema): {png}" in out and str(gif) in out and str(npz) in out
         outputs.append(dict(np.load(npz)))
         with Image.open(gif) as animation:
             assert animation.n_frames > 10
@@ -170,7 +170,7 @@ def test_loss_curve(trained, run_script, tmp_path):
 
 
 def test_every_command_has_help(run_script):
-    for script in (ROOT / "scripts").glob("*.py"):
+    for script in set((ROOT / "scripts").glob("*.py")) - {ROOT / "scripts" / "launch_ranks.py"}:  # train_distributed.sh's
         status, out, _ = run_script(script.stem, "--help")
         assert status == 0 and f"python scripts/{script.name}" in out
 
