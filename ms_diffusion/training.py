@@ -51,7 +51,8 @@ def train(config: Config, dataset: Dataset, folder: Path, resume: bool = False) 
     """Train to step `config.train.steps` in the run folder `folder`; returns the exit status that is due.
 
     That is 0, or 130 where SIGINT ended the training early: as SIGTERM does, after the step and a checkpoint. `resume`
-    goes on from the newest checkpoint that is whole, and repeats what the uninterrupted run would have done, exactly.
+    goes on from the newest checkpoint that is whole, and repeats what the uninterrupted run would have done, exactly;
+    `config` becomes the run's when all is ready for the first step.
     Started by msrun, this is one rank of several. The caller holds the run (`checkpoint.new_run`, `open_run`).
 
     Raises `UserError` where the gradients stay infinite, the disk refuses, a picture cannot be read, the ranks differ,
@@ -88,6 +89,8 @@ def train(config: Config, dataset: Dataset, folder: Path, resume: bool = False) 
         ) as progress, closing(stream.batches(dataset, plan, config.data.workers)) as images, profiling.Profile(
             folder / "profile", start + 4, options.profile if rank == 0 else 0
         ) as profile:
+            if resume and rank == 0:
+                checkpoint.write_config(folder, config)  # only now: what is refused before this changes nothing
             for done in range(start + 1, options.steps + 1):
                 began = time.perf_counter()
                 try:
@@ -125,9 +128,12 @@ def train(config: Config, dataset: Dataset, folder: Path, resume: bool = False) 
                     LOG.info("stopped after step %d and saved: go on with --resume %s", done, folder)
                     break
                 if options.sample_every and (done % options.sample_every == 0 or last):
-                    _draw(config, diffusion, reverse_step, done, folder, metrics)
+                    _draw(config, diffusion, reverse_step, done, folder, metrics, stop)
         if rank == 0 and not stopped:
-            visualize.plot_loss(folder / "metrics.jsonl", folder / "loss.png")
+            try:
+                visualize.plot_loss(folder / "metrics.jsonl", folder / "loss.png")
+            except OSError as error:
+                LOG.warning("cannot draw %s: %s", folder / "loss.png", error.strerror)
     return stop.status if stopped else 0
 
 
@@ -197,13 +203,30 @@ def _hopeless(step: int, skipped: int, loss: float, scale: float) -> UserError:
     )
 
 
+class _BrokenOff(Exception):
+    """A signal came while a picture was drawn."""
+
+
 def _draw(
     config: Config, diffusion: GaussianDiffusion, reverse_step: ReverseStep, done: int, folder: Path,
-    metrics: Optional[Metrics],
+    metrics: Optional[Metrics], stop: interrupt.Stop,
 ) -> None:
-    """A picture of samples after step `done`. Every rank draws it: a CPU's ranks must not wait for each other long."""
+    """A picture of samples after step `done`. Every rank draws it: a CPU's ranks must not wait for each other long.
+
+    It may take longer than a batch system waits between SIGTERM and SIGKILL, so a signal breaks it off.
+    """
     options = config.train
-    images, _ = sample(diffusion, reverse_step, config.image_shape, options.sample_num, options.seed)
+
+    def step(*inputs: Tensor) -> Tensor:
+        if stop.signal is not None:
+            raise _BrokenOff
+        return reverse_step(*inputs)
+
+    try:
+        images, _ = sample(diffusion, step, config.image_shape, options.sample_num, options.seed)
+    except _BrokenOff:
+        LOG.info("the picture after step %d is left out, because of the signal", done)
+        return
     if metrics is None:
         return
     if not np.isfinite(images).all():

@@ -43,7 +43,6 @@ def main() -> None:
     with ExitStack() as held:
         if runtime.rank() == 0 and resume:
             held.enter_context(checkpoint.open_run(folder))
-            checkpoint.write_config(folder, settings)
         elif runtime.rank() == 0:
             held.enter_context(checkpoint.new_run(folder, settings, runtime.versions(), options.overwrite))
         distributed.barrier()
