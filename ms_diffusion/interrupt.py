@@ -1,4 +1,8 @@
-"""SIGTERM and SIGINT end a training after its step, not in it."""
+"""SIGTERM and SIGINT end a training after its step, not in it.
+
+MindSpore 2.8 takes SIGINT for itself in every compiled call and makes a SIGTERM of it. scripts/train.py keeps it away
+from MindSpore; in another program a Ctrl-C in graph mode counts as SIGTERM.
+"""
 
 from __future__ import annotations
 

@@ -183,6 +183,17 @@ def test_a_signal_ends_a_run_with_a_checkpoint_of_its_step(number, status, begin
     assert_same_end(folder, uninterrupted)
 
 
+def test_a_sigint_that_is_ignored_stays_ignored(begin, uninterrupted, tmp_path):
+    """As nohup and a shell's & start a process, also where MindSpore would change that."""
+    folder = tmp_path / "run"
+    process = begin("--out", folder, *WORDS, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN))
+    wait_for_step(process, folder, 7)
+    process.send_signal(signal.SIGINT)
+    status, err = end(process)
+    assert status == 0 and "SIG" not in err
+    assert_same_end(folder, uninterrupted)
+
+
 def wait_for_log(process, folder, words):
     log = folder / "logs" / "rank_0.log"
     while not log.exists() or words not in log.read_text():
