@@ -6,10 +6,10 @@ A run is a folder that needs nothing else:
     metrics.jsonl                          one line of figures every train.log_every steps
     checkpoints/step_00001000.safetensors  network, optimiser, loss scale, step; the configuration once more
     samples/step_00001000.png, loss.png
-    lock                                   which process trains here, or did last
-A file called *.partial is what a killed process was writing; nothing reads it.
     tensorboard/, logs/rank_0.log          the figures for TensorBoard; what the training said
     profile/                               MindSpore's, where train.profile asked for one
+    lock                                   which process trains here, or did last
+A file called *.partial is what a killed process was writing; nothing reads it.
 """
 
 from __future__ import annotations
@@ -24,7 +24,6 @@ import os
 import re
 import shutil
 import socket
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Iterator, Literal, Optional, Union
@@ -38,6 +37,7 @@ from ms_diffusion import config as configuration
 from ms_diffusion.config import Config
 from ms_diffusion.diffusion import GaussianDiffusion, build_diffusion
 from ms_diffusion.errors import UserError
+from ms_diffusion.logs import LOG
 from ms_diffusion.unet import Unet, build_unet
 
 FORMAT = "ms_diffusion 2"
@@ -49,8 +49,8 @@ _RESUMABLE = {
     "train.steps", "train.log_every", "train.checkpoint_every", "train.keep_checkpoints", "train.keep_every",
     "train.sample_every", "train.sample_num", "train.max_skipped_steps", "train.tensorboard", "train.profile",
     "train.check_ranks_every", "train.batch_size", "train.accumulate",  # if the whole batch stays: `training` looks
-    "data.folder", "data.cache", "data.download", "data.undecodable", "data.workers", "runtime.device", "runtime.mode",
-    "runtime.jit_level",
+    "data.folder", "data.cache", "data.download", "data.undecodable", "data.workers", "data.memory", "runtime.device",
+    "runtime.mode", "runtime.threads", "runtime.jit_level",
 }
 
 
@@ -179,8 +179,7 @@ def lock(folder: Union[str, Path]) -> Iterator[None]:
         except OSError as error:
             if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL):
                 raise UserError(f"cannot write {path}: {error.strerror}") from error
-            print(f"warning: {path} cannot be locked ({error.strerror}): start no second training in this folder",
-                  file=sys.stderr)
+            LOG.warning("%s cannot be locked (%s): start no second training in this folder", path, error.strerror)
         yield
     finally:
         if held in _HELD:  # no longer in a forked child
@@ -261,7 +260,7 @@ def _prune(folder: Path, step: int, newest: Path, keep: int, keep_every: int) ->
         try:
             path.unlink(missing_ok=True)
         except OSError as error:
-            print(f"warning: cannot delete the old checkpoint {path}: {error.strerror}", file=sys.stderr)
+            LOG.warning("cannot delete the old checkpoint %s: %s", path, error.strerror)
 
 
 def _checksum(metadata: dict[str, str], tensors: dict[str, np.ndarray]) -> str:
@@ -305,7 +304,7 @@ def newest_checkpoint(folder: Union[str, Path]) -> Optional[tuple[Path, int, dic
             return (path, *read_checkpoint(path))
         except UserError as error:
             if path.exists():
-                print(f"warning: {error}; taking the checkpoint before it", file=sys.stderr)
+                LOG.warning("%s; taking the checkpoint before it", error)
                 damaged.append(path.name)
     if damaged:
         raise UserError(

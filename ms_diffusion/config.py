@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import math
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,8 +28,11 @@ def _require(condition: bool, key: str, value: Any, mend: str) -> None:
 
 
 def _require_choices(group: str, config: Any) -> None:
-    """The command line checks the literals by itself; a Python program's are checked here."""
+    """The command line checks the literals by itself; a Python program's are checked here. No number is infinite."""
     for name, hint in get_type_hints(type(config)).items():
+        value = getattr(config, name)
+        if isinstance(value, float):
+            _require(math.isfinite(value), f"{group}.{name}", value, "it must be a finite number")
         if get_origin(hint) is Literal:
             value, choices = getattr(config, name), get_args(hint)
             _require(value in choices, f"{group}.{name}", value, f"choose from {choices}")
@@ -224,7 +228,7 @@ class TrainConfig:
     ema_decay: float = 0.999
     """Decay of the weights' moving average, which sampling uses; 0 keeps no average."""
     ema_ramp: float = 10.0
-    """After n updates the decay is at most (1 + n) / (ema_ramp + n); 1 has no ramp."""
+    """At the n-th update the decay is at most (1 + n) / (ema_ramp + n); 1 has no ramp."""
     ema_start: int = 0
     """Steps before the average begins; until then it is the weights themselves."""
     ema_every: int = 1

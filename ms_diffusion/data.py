@@ -30,6 +30,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from ms_diffusion.config import DataConfig
 from ms_diffusion.errors import UserError
+from ms_diffusion.logs import LOG
 
 PathLike = Union[str, Path]
 
@@ -138,7 +139,7 @@ class FolderDataset:
                     passed.append(bad)
             else:
                 for bad_path, reason in passed:
-                    _warn(f"{bad_path} is replaced by {path}, it cannot be decoded ({reason})")
+                    LOG.warning(f"{bad_path} is replaced by {path}, it cannot be decoded ({reason})")
                 return image
         raise UserError(f"none of the {len(self)} pictures can be decoded any more: are their disk and folder there?")
 
@@ -204,10 +205,6 @@ def read_picture(path: PathLike, channels: int, size: int) -> np.ndarray:
         return _decode(Path(path), channels, size)
     except Exception as error:  # inside PIL a damaged file can raise almost anything
         raise UserError(f"{path} cannot be read as a picture ({_one_line(error)}): give another") from error
-
-
-def _warn(line: str) -> None:
-    print(f"warning: {line}", file=sys.stderr)
 
 
 def _one_line(error: Exception) -> str:
@@ -277,7 +274,7 @@ def _open_folder(config: DataConfig, channels: int) -> Union[ImageDataset, Folde
     if refuse:
         _refuse(bad, paths)
     for i, reason in bad.items():
-        _warn(f"{paths[i]} is left out, it cannot be decoded ({reason})")
+        LOG.warning(f"{paths[i]} is left out, it cannot be decoded ({reason})")
     if len(bad) == len(paths):
         raise UserError(f"data.folder {config.folder}: none of its {len(paths)} pictures can be decoded; give another")
     return ImageDataset(np.delete(images, list(bad), axis=0) if bad else images, config.name)
@@ -368,7 +365,7 @@ def _load_published(config: DataConfig) -> np.ndarray:
             failures.append(str(error))
             continue
         for failure in failures:
-            _warn(failure)
+            LOG.warning(failure)
         return images
     reason = "no mirror could give it" if config.download else "data.download is false"
     package = ", or on Debian and Ubuntu apt-get install dataset-fashion-mnist" if name == "fashion_mnist" else ""
@@ -388,7 +385,7 @@ def _read_own(name: str, folder: Path) -> np.ndarray:
         images, official = _read(name, path)
         if not official:
             n, _, height, width = images.shape
-            _warn(f"{path} is not the official {name}; its {n} images of {height}x{width} are used as they are")
+            LOG.warning(f"{path} is not the official {name}; its {n} images of {height}x{width} are used as they are")
         return images
     mend = f"put {os.path.basename(_MIRRORS[name][0])} into it, or leave data.folder out to have it searched for"
     raise UserError(f"data.folder {folder} holds no {name}: {mend}")

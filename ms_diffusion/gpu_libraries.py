@@ -13,6 +13,7 @@ import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Optional
 
 PLUGIN = "11.6"  # of the wheel's two plug-ins, the one that takes the packages' libnvrtc
 _CUDNN, _CUBLAS, _NVRTC = "nvidia-cudnn-cu11", "nvidia-cublas-cu11", "nvidia-cuda-nvrtc-cu11"
@@ -96,7 +97,7 @@ def offered() -> Iterator[None]:
             os.environ["CUDA_HOME"] = home
 
 
-def _path(library: str, package: str) -> Path | None:
+def _path(library: str, package: str) -> Optional[Path]:
     """nvidia-cuda-nvrtc-cu11 has its libraries in nvidia/cuda_nvrtc/lib."""
     spec = importlib.util.find_spec("nvidia")
     roots = spec.submodule_search_locations if spec else []

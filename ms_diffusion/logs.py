@@ -1,7 +1,7 @@
-"""What a training says: to the terminal on rank 0, and with the time to logs/rank_R.log of the run on every rank.
+"""What the library says: to the terminal, and in a training, with the time, to logs/rank_R.log of the run.
 
-All of it goes through the logger `LOG`. Information, warnings and errors reach both; `LOG.debug` only the file, for
-what a progress bar shows already.
+All of it goes through the logger `LOG`: information, warnings and errors. `LOG.debug` reaches only the file, for what a
+progress bar shows already.
 """
 
 from __future__ import annotations
@@ -17,42 +17,14 @@ from tqdm import tqdm
 from ms_diffusion.errors import UserError
 from ms_diffusion.records import Records
 
-LOG = logging.getLogger("ms_diffusion")
 
+class _Terminal(logging.Handler):
+    def __init__(self) -> None:
+        super().__init__(logging.INFO)
 
-@contextmanager
-def to_run(folder: Union[str, Path], rank: int = 0) -> Iterator[None]:
-    """Within it `LOG` is heard: on stderr, above a bar of tqdm, if `rank` is 0, and in logs/rank_R.log of the run.
-
-    The file is appended to. It also gets the error that ends the block: a `UserError` as one line, another with its
-    traceback; the terminal does not, because whoever catches the error shows it there. Not to be nested.
-    """
-    folder = Path(folder) / "logs"
-    try:
-        folder.mkdir(exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot make the folder {folder}: {error.strerror}; free or unlock the disk") from error
-    file = _File(folder / f"rank_{rank}.log")
-    handlers = [file, _Terminal()] if rank == 0 else [file]
-    before = LOG.level, LOG.propagate
-    LOG.setLevel(logging.DEBUG)
-    LOG.propagate = False
-    for handler in handlers:
-        LOG.addHandler(handler)
-    try:
-        yield
-    except UserError as error:
-        file.tell(str(error))
-        raise
-    except (Exception, KeyboardInterrupt) as error:
-        file.tell(f"{type(error).__name__} ends the run", sys.exc_info())
-        raise
-    finally:
-        for handler in handlers:
-            LOG.removeHandler(handler)
-            handler.close()
-        LOG.setLevel(before[0])
-        LOG.propagate = before[1]
+    def emit(self, record: logging.LogRecord) -> None:
+        kind = {logging.WARNING: "warning: ", logging.ERROR: "error: "}.get(record.levelno, "")
+        tqdm.write(kind + self.format(record), file=sys.stderr)
 
 
 class _File(logging.Handler):
@@ -69,10 +41,37 @@ class _File(logging.Handler):
         self.handle(LOG.makeRecord(LOG.name, logging.ERROR, "", 0, message, (), traceback or None))
 
 
-class _Terminal(logging.Handler):
-    def __init__(self) -> None:
-        super().__init__(logging.INFO)
+LOG = logging.getLogger("ms_diffusion")
+LOG.setLevel(logging.DEBUG)
+LOG.propagate = False
+_TERMINAL = _Terminal()
+LOG.addHandler(_TERMINAL)
 
-    def emit(self, record: logging.LogRecord) -> None:
-        kind = {logging.WARNING: "warning: ", logging.ERROR: "error: "}.get(record.levelno, "")
-        tqdm.write(kind + self.format(record), file=sys.stderr)
+
+@contextmanager
+def to_run(folder: Union[str, Path], rank: int = 0) -> Iterator[None]:
+    """Within it `LOG` is also heard in logs/rank_R.log of the run, and on the terminal only if `rank` is 0.
+
+    The file is appended to. It also gets the error that ends the block: a `UserError` as one line, another with its
+    traceback; the terminal does not, because whoever catches the error shows it there. Not to be nested.
+    """
+    folder = Path(folder) / "logs"
+    try:
+        folder.mkdir(exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot make the folder {folder}: {error.strerror}; free or unlock the disk") from error
+    file = _File(folder / f"rank_{rank}.log")
+    LOG.addHandler(file)
+    if rank > 0:
+        LOG.removeHandler(_TERMINAL)
+    try:
+        yield
+    except UserError as error:
+        file.tell(str(error))
+        raise
+    except (Exception, KeyboardInterrupt) as error:
+        file.tell(f"{type(error).__name__} ends the run", sys.exc_info())
+        raise
+    finally:
+        LOG.removeHandler(file)
+        LOG.addHandler(_TERMINAL)  # which does nothing where it is there

@@ -63,7 +63,8 @@ def train(config: Config, dataset: Dataset, folder: Path, resume: bool = False) 
     with logs.to_run(folder, rank), interrupt.stop_after_step() as stop:
         LOG.debug("%s", to_yaml(config))
         state, diffusion = build(config)
-        start = _restore(folder, state, config, dataset) if resume else 0
+        window = _Window(config, state)
+        start = _restore(folder, state, window, config, dataset) if resume else 0
         if start >= options.steps:
             raise UserError(f"{folder} has made its {options.steps} steps: give more --train.steps to go on")
         distributed.check_equal("the number of images", len(dataset))
@@ -81,7 +82,7 @@ def train(config: Config, dataset: Dataset, folder: Path, resume: bool = False) 
         if jit:
             LOG.info("the first step compiles the network and takes longer than the others")
 
-        window, due = _Window(config, state), False
+        due = False
         plan = (batches.draw_images(config, step, len(dataset), rank, ranks) for step in range(start, options.steps))
         interval = 0.5 if sys.stderr.isatty() else 30  # seconds between looks of the bar: a log needs fewer
         with tqdm(

@@ -20,8 +20,8 @@ def pass_on_sigint() -> None:
 
 
 if __name__ == "__main__":
-    # MindSpore 2.8 takes SIGINT for itself in every compiled call and makes a SIGTERM of it. So SIGINT is blocked in all
-    # threads, which is to be done before MindSpore starts any, and one waits for it, unless it is to be ignored (nohup).
+    # MindSpore 2.8 takes SIGINT for itself in every compiled call and makes a SIGTERM of it. So SIGINT is blocked in
+    # all threads, before MindSpore starts any, and one waits for it, unless it is to be ignored (nohup).
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
         threading.Thread(target=pass_on_sigint, daemon=True).start()
@@ -50,6 +50,9 @@ def main() -> None:
         options = parser.parse_args([f"--config={options.resume}/config.yaml", *sys.argv[1:]])
         settings = config.from_namespace(parser, options)
         checkpoint.check_resumable(saved, settings)
+        if settings.train.steps != saved.train.steps and settings.train.lr_decay_steps is None:
+            print(f"the learning rate's cosine now ends at step {settings.train.steps}, not {saved.train.steps}",
+                  file=sys.stderr)
     else:
         settings = config.from_namespace(parser, options)
     device = runtime.setup(settings.runtime)
@@ -67,9 +70,10 @@ def main() -> None:
         print(config.to_yaml(settings))
         print(f"{len(dataset)} images of {dataset.name}; {device}, {settings.runtime.mode} mode; run folder {folder}")
         status = train(settings, dataset, folder, resume)
-    print(f"loss curve: {folder / 'loss.png'}")
-    print(f"samples:    {folder / 'samples'}")
-    print(f"weights:    {folder / 'checkpoints'}")
+    if runtime.rank() == 0:
+        for title, name in (("loss curve", "loss.png"), ("samples", "samples"), ("weights", "checkpoints")):
+            if (folder / name).exists():
+                print(f"{title + ':':11} {folder / name}")
     sys.exit(status)
 
 

@@ -346,8 +346,8 @@ def test_resume_may_change_only_what_makes_sense():
         resume("--train.lr=0.5")
     with pytest.raises(UserError, match=r"train.seed is 0 in the run and 1 on the command line"):
         resume("--train.seed=1")
-    with pytest.raises(UserError, match=r"runtime.threads is None in the run and 1 on the command line"):
-        resume("--runtime.threads=1")
+    with pytest.raises(UserError, match=r"runtime.deterministic is False in the run and True on the command line"):
+        resume("--runtime.deterministic=true")
 
 
 # ---- Processes that are killed, that race, that fill the disk ----

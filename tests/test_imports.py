@@ -12,7 +12,7 @@ ARROWS = {
     "config": {"errors"},
     "schedules": {"config", "errors"},
     "randomness": set(),
-    "data": {"config", "errors"},
+    "data": {"config", "errors", "logs"},
     "machine": set(),
     "gpu_libraries": set(),
     "runtime": {"config", "errors", "gpu_libraries", "machine"},
@@ -40,7 +40,7 @@ ARROWS = {
     "unet": {"config", "layers"},
     "samplers": {"diffusion", "randomness"},
     # floor 3
-    "checkpoint": {"config", "diffusion", "errors", "unet"},
+    "checkpoint": {"config", "diffusion", "errors", "logs", "unet"},
     "torch_bridge": {"config", "errors", "unet"},
     "torch_twin": {"config"},
     "weight_files": {"checkpoint", "config", "errors", "torch_bridge", "unet"},
