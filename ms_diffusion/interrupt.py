@@ -1,11 +1,8 @@
-"""SIGTERM and SIGINT end a training after its step, not in it.
-
-MindSpore 2.8 takes SIGINT for itself in every compiled call and makes a SIGTERM of it. scripts/train.py keeps it away
-from MindSpore; in another program a Ctrl-C in graph mode counts as SIGTERM.
-"""
+"""SIGTERM and SIGINT end a training after its step, not in it."""
 
 from __future__ import annotations
 
+import _thread
 import contextlib
 import os
 import signal
@@ -26,6 +23,22 @@ class Stop:
     def status(self) -> int:
         """The exit status that is due after saving: 130 after SIGINT, else 0."""
         return 130 if self.signal == signal.SIGINT else 0
+
+
+def hear_sigint() -> None:
+    """From now on every SIGINT comes to Python's handler, where all threads of this process block the signal.
+
+    At each step MindSpore 2.8 puts in the place of Python's handler, or of none, its own, which sends SIGTERM to its
+    process: Ctrl-C would end with status 0, and a second one not at once. What is blocked never gets there. For a
+    script, which blocks SIGINT before its first thread starts.
+    """
+
+    def listen() -> None:
+        while True:
+            signal.sigwait({signal.SIGINT})
+            _thread.interrupt_main()  # nothing, where the process was started to ignore SIGINT
+
+    threading.Thread(target=listen, daemon=True).start()
 
 
 @contextlib.contextmanager

@@ -5,31 +5,19 @@
   python scripts/train.py --resume runs/digits --train.steps 4000
 """
 
-import _thread
 import signal
 import sys
-import threading
 from contextlib import ExitStack
 from pathlib import Path
 
-
-def pass_on_sigint() -> None:
-    """Give each Ctrl-C to Python's handler, for a thread of its own."""
-    while signal.sigwait({signal.SIGINT}):
-        _thread.interrupt_main()
-
-
 if __name__ == "__main__":
-    # MindSpore 2.8 takes SIGINT for itself in every compiled call and makes a SIGTERM of it. So SIGINT is blocked in
-    # all threads, before MindSpore starts any, and one waits for it, unless it is to be ignored (nohup).
+    # Before the imports start threads, which inherit it: `interrupt.hear_sigint` says why.
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
-        threading.Thread(target=pass_on_sigint, daemon=True).start()
 
-from ms_diffusion import checkpoint, config, distributed, graphs, native, runtime  # noqa: E402
-from ms_diffusion.data import make_dataset  # noqa: E402
-from ms_diffusion.errors import UserError, exit_on_user_error  # noqa: E402
-from ms_diffusion.training import train  # noqa: E402
+from ms_diffusion import checkpoint, config, distributed, graphs, interrupt, native, runtime
+from ms_diffusion.data import make_dataset
+from ms_diffusion.errors import UserError, exit_on_user_error
+from ms_diffusion.training import train
 
 
 def main() -> None:
@@ -78,4 +66,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    interrupt.hear_sigint()
     exit_on_user_error(main)

@@ -35,6 +35,11 @@ WORDS = [
 ]
 
 
+def heed_sigint():
+    """Also where the tests were started in the background, which ignores it."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @pytest.fixture(scope="module")
 def begin(tmp_path_factory):
     """Start scripts/train.py with these words: returns the process."""
@@ -45,11 +50,11 @@ def begin(tmp_path_factory):
     environment = {**os.environ, "MS_DIFFUSION_CACHE": str(cache), "MS_DIFFUSION_GRAPHS": "1"}
     started = []
 
-    def start(*words, before=(), graphs=True, **options):
+    def start(*words, before=(), graphs=True, prepare=heed_sigint):
         command = [*before, sys.executable, TRAIN, *words]
         started.append(subprocess.Popen(
-            list(map(str, command)), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-            env={**environment, **({} if graphs else {"MS_DIFFUSION_GRAPHS": "0"})}, **options,
+            list(map(str, command)), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=prepare,
+            env={**environment, **({} if graphs else {"MS_DIFFUSION_GRAPHS": "0"})},
         ))
         return started[-1]
 
@@ -183,17 +188,6 @@ def test_a_signal_ends_a_run_with_a_checkpoint_of_its_step(number, status, begin
     assert_same_end(folder, uninterrupted)
 
 
-def test_a_sigint_that_is_ignored_stays_ignored(begin, uninterrupted, tmp_path):
-    """As nohup and a shell's & start a process, also where MindSpore would change that."""
-    folder = tmp_path / "run"
-    process = begin("--out", folder, *WORDS, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN))
-    wait_for_step(process, folder, 7)
-    process.send_signal(signal.SIGINT)
-    status, err = end(process)
-    assert status == 0 and "SIG" not in err
-    assert_same_end(folder, uninterrupted)
-
-
 def wait_for_log(process, folder, words):
     log = folder / "logs" / "rank_0.log"
     while not log.exists() or words not in log.read_text():
@@ -212,9 +206,9 @@ def test_sigterm_while_the_first_step_is_compiled(begin, uninterrupted, tmp_path
 
 
 def test_sigterm_while_a_picture_is_drawn(begin, uninterrupted, tmp_path):
-    """64 batches of 30 reverse steps take much longer than the answer may."""
+    """32 batches of 30 reverse steps take much longer than the answer may."""
     folder = tmp_path / "run"
-    process = begin("--out", folder, *WORDS, "--train.sample_every=3", "--train.sample_num=4096")
+    process = begin("--out", folder, *WORDS, "--train.sample_every=3", "--train.sample_num=2048")
     wait_for_log(process, folder, "step 3:")
     time.sleep(0.5)
     began = time.perf_counter()
@@ -234,11 +228,20 @@ def test_a_second_sigint_ends_a_run_at_once(begin, tmp_path):
     process.send_signal(signal.SIGINT)
     time.sleep(0.02)
     process.send_signal(signal.SIGINT)
-    began = time.perf_counter()
     status, err = end(process)
-    print(time.perf_counter() - began, steps(folder), newest(folder), err)
     assert status == 130 and err.endswith("interrupted\n") and "Traceback" not in err
     assert newest(folder) == 2
+
+
+def test_a_run_that_was_started_to_ignore_sigint_ignores_it(begin, uninterrupted, tmp_path):
+    """MindSpore would end it."""
+    folder = tmp_path / "run"
+    process = begin("--out", folder, *WORDS, prepare=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN))
+    for step in (1, 10, 20):
+        wait_for_step(process, folder, step)
+        process.send_signal(signal.SIGINT)
+    assert end(process)[0] == 0
+    assert_same_end(folder, uninterrupted)
 
 
 # ---- Damaged checkpoints ----
@@ -290,7 +293,7 @@ def test_a_full_disk_ends_a_run_that_goes_on_when_there_is_room(begin, uninterru
     assert (kept / "first_status").read_text() == "2\n"
     assert_one_line((kept / "first").read_text(), "No space left on device; the earlier checkpoints are whole")
     saved = sorted((kept / "full" / "checkpoints").iterdir())
-    assert [checkpoint.read_checkpoint(path)[0] for path in saved] == [2, 4]
+    assert len(saved) in (2, 3) and [checkpoint.read_checkpoint(path)[0] for path in saved] == [2, 4, 6][:len(saved)]
     assert (kept / "second_status").read_text() == "0\n", (kept / "second").read_text()
     assert_same_end(kept / "run", uninterrupted)
 
@@ -301,7 +304,7 @@ def test_a_file_that_may_grow_no_further_ends_a_run_that_goes_on_when_it_may(beg
         path.unlink()
     before, size = whole.read_bytes(), whole.stat().st_size
     limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (size - 1, size - 1))  # noqa: E731
-    status, err = end(begin("--resume", copied, preexec_fn=limit))
+    status, err = end(begin("--resume", copied, prepare=limit))
     assert status == 2
     assert_one_line(err, "step_00000058.safetensors: File too large; the earlier checkpoints are whole")
     assert [path.name for path in (copied / "checkpoints").iterdir()] == [whole.name] and whole.read_bytes() == before
@@ -429,7 +432,6 @@ def test_a_run_divided_otherwise_goes_on_alike(tmp_path):
     whole, parts = last_tensors(tmp_path / "whole"), last_tensors(tmp_path / "parts")
     assert whole.keys() == parts.keys()
     worst = max(np.abs(whole[name] - parts[name]).max() for name in whole)
-    print(worst)
     assert 0 < worst < 1e-5
 
 
@@ -449,7 +451,7 @@ def stopped_at(step, monkeypatch):
 
 
 AVERAGED = {"accumulate": 2, "batch_size": 2, "ema_start": 2, "ema_every": 3}
-OVERFLOWING = {"precision": "fp16", "loss_scale": 2.0**24, "loss_scale_window": 3, "ema_every": 2}
+OVERFLOWING = {"precision": "fp16", "loss_scale": 2.0**24, "loss_scale_factor": 16, "loss_scale_window": 3}
 
 
 @pytest.mark.parametrize("mode", ["graph", "pynative"])
@@ -468,8 +470,8 @@ def test_stopped_at_any_step_it_goes_on_bit_for_bit(options, mode, tmp_path, mon
 
     assert new_run(config, tmp_path / "whole", dataset()) == 0
     whole = [json.loads(line) for line in (tmp_path / "whole" / "metrics.jsonl").read_text().splitlines()]
-    assert [line["skipped"] for line in whole][:2] == ([1, 1] if "precision" in options else [0, 0])
-    assert whole[-1]["skipped"] == 0
+    skipped = "".join(str(line["skipped"]) for line in whole)
+    assert skipped == ("11100010" if "precision" in options else "00000000")
     parts = tmp_path / "parts"
     checkpoint.create_run(parts, config, {})
     for step in (2, 5):
