@@ -57,10 +57,17 @@ def barrier() -> None:
 
 
 def check_equal(what: str, number: int) -> None:
-    """Raise `UserError` where `what` is not the same `number`, from 0 to 2^36, on all ranks."""
-    digits = np.array([number >> 24, number >> 12 & 0xFFF, number & 0xFFF])  # small, so that float32 sums are exact
-    if any_of(bool((mean(digits) != digits).any())):
-        raise UserError(f"{what} differs between the ranks, it is {number} on rank {runtime.rank()}: give all the same")
+    """Raise `UserError`, on all ranks, where `what` is not the same `number`, from 0 to 2^36, on all of them."""
+    # One row of each rank; digits of 12 bits are exact in float32, and so are sums with zeros.
+    table = np.zeros((runtime.ranks(), 3), np.float32)
+    table[runtime.rank()] = number >> 24, number >> 12 & 0xFFF, number & 0xFFF
+    table = _sum(table.reshape(-1)).reshape(table.shape)
+    numbers = [int(high) << 24 | int(middle) << 12 | int(low) for high, middle, low in table]
+    other = next((rank for rank in range(len(numbers)) if numbers[rank] != numbers[0]), None)
+    if other is not None:
+        raise UserError(
+            f"{what} is {numbers[0]} on rank 0 and {numbers[other]} on rank {other}: give all ranks the same"
+        )
 
 
 def weights_differ(model: nn.Cell) -> Optional[str]:

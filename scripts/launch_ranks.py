@@ -178,6 +178,8 @@ def _watch(
             os.killpg(group, signal.SIGKILL)
     msrun.wait()
     _show(log)
+    if not _text(log_dir / f"worker_{first}.log").endswith("\n"):
+        print(flush=True)  # after a progress bar that was cut off
 
     if asked and (failure or not ended):
         return 128 + asked[0]
@@ -224,7 +226,7 @@ def _blame(rank: Optional[int], code: int, log_dir: Path, first: int) -> int:
     log = log_dir / f"worker_{rank}.log"
     errors = re.findall(r"^error: (.*)", _text(log), re.MULTILINE)
     if code == 2 and errors:
-        if rank != first:  # else it stands on the terminal
+        if errors[-1] not in _text(log_dir / f"worker_{first}.log"):  # else it stands on the terminal
             print(f"error: rank {rank}: {errors[-1]}", file=sys.stderr)
         return 2
     how = f"was killed by signal {-code}" if code < 0 else f"ended with status {code}"

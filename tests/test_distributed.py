@@ -1,7 +1,9 @@
 """Ranks as processes of their own, on the CPU, by the command that a person types."""
 
+import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -13,7 +15,7 @@ import numpy as np
 import psutil
 import pytest
 
-from ms_diffusion import distributed, runtime
+from ms_diffusion import checkpoint, distributed, runtime
 
 ROOT = Path(__file__).parents[1]
 LAUNCHER = ["bash", str(ROOT / "scripts" / "train_distributed.sh")]
@@ -27,24 +29,28 @@ from ms_diffusion.errors import UserError, exit_on_user_error
 
 
 class Launched:
-    """The launcher with two ranks of a script, and all processes that came of it."""
+    """The launcher with two ranks of a script, or of scripts/train.py, and all processes that came of it."""
 
     def __init__(self, folder, body, *words):
-        script = folder / "ranks.py"
-        script.write_text(HEAD + body + "\nexit_on_user_error(main)\n")
         self.folder = folder
         self.output = folder / "terminal.txt"
-        command = [*LAUNCHER, "2", "--script", str(script), "--log_dir", str(folder / "logs"), *words]
+        command = [*LAUNCHER, "2", "--log_dir", str(folder / "logs")]
+        if body is not None:
+            script = folder / "ranks.py"
+            script.write_text(HEAD + body + "\nexit_on_user_error(main)\n")
+            command += ["--script", str(script)]
+        command += map(str, words)
         environment = {**os.environ, "PYTHON": sys.executable, "RANKS_OF": str(folder)}
         with open(self.output, "w") as terminal:
             self.process = subprocess.Popen(
                 command, stdout=terminal, stderr=subprocess.STDOUT, env=environment, start_new_session=True
             )
 
-    def until(self, text):
-        """Wait until the terminal shows `text`."""
-        for _ in range(400):
-            if text in self.output.read_text():
+    def until(self, text, file=None):
+        """Wait until the terminal, or a file, shows `text`."""
+        file = file or self.output
+        for _ in range(1200):
+            if file.exists() and text in file.read_text():
                 return
             assert self.process.poll() is None, self.output.read_text()
             time.sleep(0.1)
@@ -78,7 +84,7 @@ class Launched:
 
 @pytest.fixture
 def launch(tmp_path):
-    """Start two ranks of a script; whatever is left of them at the end of the test is killed."""
+    """Start two ranks; whatever is left of them at the end of the test is killed."""
     launched = []
 
     def start(body, *words):
@@ -121,7 +127,16 @@ def main():
     bits.view(np.int32)[1, 2] ^= rank
     net.second.set_data(Tensor(bits))
     print(rank, "found:", distributed.weights_differ(net))
+    for what, number in (("this", 2**36 - 1), ("that", 2**24 + 1), ("no number", 0)):
+        distributed.check_equal(what, number)
     distributed.check_weights(net, 7)
+"""
+
+
+HUGE = """
+def main():
+    runtime.setup(config.RuntimeConfig(device="CPU"))
+    distributed.check_equal("its size", 2**24 + runtime.rank())  # one number in float32
 """
 
 
@@ -134,6 +149,15 @@ def test_ranks_agree(launch):
     errors = [line for line in terminal.splitlines() if line.startswith("error: ")]
     assert len(errors) == 1 and f"step 7: {message}: start all ranks with one version" in errors[0]
     assert f"1 found: {message}" in (launched.folder / "logs" / "worker_1.log").read_text()
+
+
+@pytest.mark.slow
+def test_large_numbers_are_compared_exactly(launch):
+    launched = launch(HUGE)
+    status, terminal = launched.ended()
+    errors = [line for line in terminal.splitlines() if line.startswith("error: ")]
+    assert status == 2 and len(errors) == 1
+    assert errors[0].endswith(f"its size is {2**24} on rank 0 and {2**24 + 1} on rank 1: give all ranks the same")
 
 
 def test_one_rank_needs_no_others():
@@ -226,3 +250,234 @@ def test_mistakes_are_one_line(words, message, tmp_path):
         result = subprocess.run([*LAUNCHER, *words], capture_output=True, text=True, cwd=tmp_path, env=environment)
     assert result.returncode == 2 and not result.stdout
     assert re.fullmatch(r"error: [^\n]*\n", result.stderr) and message in result.stderr
+
+
+TINY = """
+model: {dim: 8, dim_mults: [1], convnext_mult: 1}
+diffusion: {timesteps: 10, schedule: cosine}
+train: {steps: 20, batch_size: 8, log_every: 5, checkpoint_every: 10, sample_every: 10, sample_num: 4}
+"""
+
+
+@pytest.fixture
+def tiny(tmp_path):
+    """A configuration file whose training takes seconds."""
+    path = tmp_path / "tiny.yaml"
+    path.write_text(TINY)
+    return path
+
+
+def last(folder, step):
+    """What the checkpoint of the run's last step holds."""
+    newest = checkpoint.latest_checkpoint(folder)
+    saved, tensors = checkpoint.read_checkpoint(newest)
+    assert saved == step
+    return tensors
+
+
+def worst(one, two):
+    """The largest difference of weights, moving average and Adam's moments."""
+    assert one.keys() == two.keys()
+    names = [name for name in one if name.startswith(("model.", "ema.", "optimizer.moment"))]
+    assert {name.split(".")[0] for name in names} == {"model", "ema", "optimizer"}
+    for name in one.keys() - set(names) - {"optimizer.beta1_power", "optimizer.beta2_power"}:
+        assert one[name] == two[name], name
+    return max(float(np.abs(one[name] - two[name]).max()) for name in names)
+
+
+def bits(tensors):
+    return {name: value.tobytes() for name, value in tensors.items()}
+
+
+def errors(terminal):
+    return [line for line in terminal.splitlines() if line.startswith("error: ")]
+
+
+def test_two_ranks_train_as_one_with_twice_the_batch(launch, tiny, tmp_path, run_script):
+    out = tmp_path / "two"
+    status, terminal = launch(None, "--config", tiny, "--out", out).ended(seconds=150)
+    assert status == 0, terminal
+    assert run_script("train", "--config", tiny, "--out", tmp_path / "one", "--train.batch_size", 16)[0] == 0
+    assert worst(last(out, 20), last(tmp_path / "one", 20)) < 1e-6
+    # Rank 0 alone writes, and says what a step is; each rank has its log.
+    stated = "a step takes 16 images: 2 ranks x 8 images"
+    assert terminal.count(stated) == 1
+    for rank in (0, 1):
+        assert (out / "logs" / f"rank_{rank}.log").read_text().count(stated) == 1
+    assert [json.loads(line)["step"] for line in (out / "metrics.jsonl").read_text().splitlines()] == [5, 10, 15, 20]
+    found = sorted(path.name for path in out.rglob("*") if path.is_file())
+    assert [name for name in found if "tfevents" not in name] == sorted([
+        "config.yaml", "lock", "loss.png", "metrics.jsonl", "rank_0.log", "rank_1.log", "versions.json",
+        "step_00000010.png", "step_00000010.safetensors", "step_00000020.png", "step_00000020.safetensors",
+    ])
+    assert sum("tfevents" in name for name in found) == 1
+    for picture in ("step_00000010.png", "step_00000020.png"):
+        assert (out / "samples" / picture).stat().st_size > 100
+
+
+@pytest.mark.slow
+def test_the_digits_recipe_on_two_ranks(launch, tmp_path, run_script):
+    words = ["--config", ROOT / "configs" / "digits.yaml", "--train.steps", 20, "--train.sample_every", 0]
+    found = {}
+    for name, batch, accumulate in (("two", 32, 1), ("parts", 16, 2)):
+        sizes = ["--train.batch_size", batch, "--train.accumulate", accumulate]
+        status, terminal = launch(None, *words, *sizes, "--out", tmp_path / name).ended(seconds=300)
+        assert status == 0, terminal
+        found[name] = last(tmp_path / name, 20)
+    assert run_script("train", *words, "--out", tmp_path / "one")[0] == 0
+    one = last(tmp_path / "one", 20)
+    differences = {name: worst(tensors, one) for name, tensors in found.items()}
+    print(differences)
+    assert max(differences.values()) < 1e-6
+
+
+LONG = ("--train.steps", 300, "--train.checkpoint_every", 50, "--train.sample_every", 0)
+
+
+@pytest.mark.slow
+def test_ranks_resume_to_the_same_bits(launch, tiny, tmp_path, run_script):
+    words = ["--config", tiny, *LONG]
+    whole = tmp_path / "whole"
+    assert launch(None, *words, "--out", whole).ended(seconds=150)[0] == 0
+    for how, status in ((signal.SIGKILL, 1), (signal.SIGTERM, 0), (signal.SIGINT, 130)):
+        out = tmp_path / how.name
+        launched = launch(None, *words, "--out", out)
+        launched.until('"step": 60,', out / "metrics.jsonl")
+        if how == signal.SIGKILL:
+            launched.rank(1).kill()
+            ended, terminal = launched.ended(seconds=60)
+            assert len(errors(terminal)) == 1 and "rank 1 was killed by signal 9, so the others were" in terminal
+        else:
+            launched.process.send_signal(how)
+            ended, terminal = launched.ended(seconds=60)
+            assert "stopped after step" in terminal
+        assert ended == status, terminal
+        stopped = checkpoint.read_checkpoint(checkpoint.latest_checkpoint(out))[0]
+        assert 50 <= stopped < 300 and (how != signal.SIGKILL or stopped % 50 == 0)
+        ended, terminal = launch(None, "--resume", out).ended(seconds=150)
+        assert ended == 0, terminal
+        assert bits(last(out, 300)) == bits(last(whole, 300))
+
+    # On another number of ranks: the same whole batch, or not at all.
+    for path in sorted((whole / "checkpoints").iterdir())[1:]:
+        path.unlink()
+    alone = tmp_path / "alone"
+    shutil.copytree(whole, alone)
+    began = checkpoint.read_checkpoint(checkpoint.latest_checkpoint(alone))[0]
+    status, _, said = run_script("train", "--resume", alone)
+    assert status == 2 and said.count("\n") == 1 and "whole_batch was 16 and is 8" in said
+    status, terminal = launch(None, "--resume", alone, "--train.batch_size", 4).ended()
+    assert status == 2 and len(errors(terminal)) == 1 and "whole_batch was 16 and is 8" in errors(terminal)[0]
+    status, _, said = run_script("train", "--resume", alone, "--train.accumulate", 2)
+    assert status == 0 and began == 200, said
+    assert worst(last(alone, 300), last(tmp_path / "SIGTERM", 300)) < 1e-5
+
+
+@pytest.mark.parametrize("words, message", [
+    pytest.param(["--trian.steps", "3"], "trian.steps", marks=pytest.mark.slow),
+    (["--out", "FULL"], "is not empty: choose another --out"),
+    pytest.param(["--resume", "NONE"], "is no run folder", marks=pytest.mark.slow),
+])
+def test_a_mistake_is_told_once_and_soon(words, message, launch, tiny, tmp_path):
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "letter.txt").write_text("dear")
+    places = {"FULL": tmp_path / "full", "NONE": tmp_path / "none"}
+    words = [places.get(word, word) for word in words]
+    if "--resume" not in words:
+        words = ["--config", tiny, *words]
+    status, terminal = launch(None, *words).ended(seconds=40)
+    assert status == 2, terminal
+    assert terminal.count(message) == 1 and len(errors(terminal)) == 1 and message in errors(terminal)[0]
+
+
+PATCHED = """
+import runpy
+from ms_diffusion import data, diffusion, training
+TRAIN = "SCRIPT"
+
+
+def patch():
+PATCH
+
+
+def main():
+    if os.environ.get("MS_NODE_ID") == "1":  # the scheduler runs this too, and has none
+        patch()
+    runpy.run_path(TRAIN, run_name="__main__")
+""".replace("SCRIPT", str(ROOT / "scripts" / "train.py"))
+
+
+def patched(patch):
+    """scripts/train.py whose rank 1 executes `patch` before."""
+    return PATCHED.replace("PATCH", "    " + patch.strip().replace("\n", "\n    "))
+
+
+OTHER_WEIGHTS = """
+init = training.init_weights
+training.init_weights = lambda model, generator: init(model, np.random.default_rng(9))
+"""
+FEWER_IMAGES = """
+make = data.make_dataset
+def fewer(*arguments):
+    whole = make(*arguments)
+    return data.ImageDataset(whole.images[:-1], whole.name)
+data.make_dataset = fewer
+"""
+A_FLIPPED_BIT = """
+make = training.make_train_step
+def changing(state, *rest):
+    step, calls = make(state, *rest), []
+    def call(*arguments):
+        outputs = step(*arguments)
+        calls.append(0)
+        if len(calls) == 7:
+            weight = state.model.trainable_params()[3]
+            bits = weight.asnumpy().copy()
+            bits.view(np.int32).reshape(-1)[0] ^= 1
+            weight.set_data(Tensor(bits))
+        return outputs
+    return call
+training.make_train_step = changing
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("patch, words, message", [
+    (OTHER_WEIGHTS, [], r"step 0: \S+ of rank 1 is not that of rank 0: start all ranks with one version"),
+    (FEWER_IMAGES, [], "the number of images is 1797 on rank 0 and 1796 on rank 1: give all ranks the same"),
+    (A_FLIPPED_BIT, ["--train.check_ranks_every", 5], r"step 10: \S+ of rank 1 is not that of rank 0"),
+])
+def test_ranks_that_differ_end_with_a_line(patch, words, message, launch, tiny, tmp_path):
+    out = tmp_path / "run"
+    status, terminal = launch(patched(patch), "--config", tiny, "--out", out, *words).ended(seconds=90)
+    assert status == 2, terminal
+    assert len(errors(terminal)) == 1 and re.search(message, errors(terminal)[0]), terminal
+
+
+SLOW_PICTURES = """
+make = diffusion.GaussianDiffusion.reverse_step
+def slowly(self, *arguments):
+    step = make(self, *arguments)
+    def call(*arguments):
+        time.sleep(0.4)
+        return step(*arguments)
+    return call
+diffusion.GaussianDiffusion.reverse_step = slowly
+"""
+
+
+@pytest.mark.slow
+def test_a_rank_may_draw_a_minute_longer(launch, tiny, tmp_path):
+    out, words = tmp_path / "run", ["--diffusion.timesteps", 120, "--train.sample_every", 15]
+    status, terminal = launch(patched(SLOW_PICTURES), "--config", tiny, "--out", out, *words).ended(seconds=300)
+    assert status == 0, terminal
+    assert (out / "samples" / "step_00000015.png").exists() and last(out, 20)
+
+
+@pytest.mark.slow
+def test_rank_0_may_write_a_profile(launch, tiny, tmp_path):
+    out = tmp_path / "run"
+    status, terminal = launch(None, "--config", tiny, "--out", out, "--train.profile", 5).ended(seconds=200)
+    assert status == 0, terminal
+    assert terminal.count("dearest of") == 1 and "AllReduce" in terminal and last(out, 20)
+    assert "dearest of" not in (out / "logs" / "rank_1.log").read_text()

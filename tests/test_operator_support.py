@@ -193,6 +193,7 @@ def test_a_type_that_the_cpu_cannot_run_is_checked_all_the_same(graphs):
 
 def test_the_documentation_is_that_of_the_installed_mindspore():
     assert documentation("Conv2D") == ("mindspore.ops.Conv2D", ("Ascend", "GPU", "CPU"))
+    assert documentation("AllReduce") == ("mindspore.ops.AllReduce", ("Ascend", "GPU", "CPU"))
     assert documentation("Exp") == ("mindspore.ops.exp", ("Ascend", "GPU", "CPU"))  # its page refers to the function's
     assert documentation("Muls")[0] == "mindspore.ops.mul"
     assert documentation("GroupNormGrad") == documentation("NoSuchOperator") == ("", ())
