@@ -27,7 +27,7 @@ from ms_diffusion import (
 )
 from ms_diffusion.config import Config, to_yaml
 from ms_diffusion.data import FolderDataset, ImageDataset, to_uint8
-from ms_diffusion.diffusion import GaussianDiffusion, ReverseStep, build_diffusion
+from ms_diffusion.diffusion import GaussianDiffusion, build_diffusion
 from ms_diffusion.errors import UserError
 from ms_diffusion.logs import LOG
 from ms_diffusion.metrics import Metrics
@@ -58,99 +58,201 @@ def train(config: Config, dataset: Dataset, folder: Path, resume: bool = False) 
     Raises `UserError` where the gradients stay infinite, the disk refuses, a picture cannot be read, the ranks differ,
     or nothing is left to do.
     """
-    options, jit = config.train, config.runtime.mode == "graph"
-    rank, ranks = runtime.rank(), runtime.ranks()
-    with logs.to_run(folder, rank), interrupt.stop_after_step() as stop:
+    with logs.to_run(folder, runtime.rank()), interrupt.stop_after_step() as stop:
         LOG.debug("%s", to_yaml(config))
-        state, diffusion = build(config)
-        window = _Window(config, state)
-        start = _restore(folder, state, window, config, dataset) if resume else 0
-        if start >= options.steps:
-            raise UserError(f"{folder} has made its {options.steps} steps: give more --train.steps to go on")
-        distributed.check_equal("the number of images", len(dataset))
-        distributed.check_weights(state.model, start)
+        training = _Training(config, dataset, folder, stop)
+        start = training.restore() if resume else 0
+        if start >= config.train.steps:
+            raise UserError(f"{folder} has made its {config.train.steps} steps: give more --train.steps to go on")
+        training.compile(start)
+        if resume and training.leads:
+            checkpoint.write_config(folder, config)  # only now: what is refused before this changes nothing
+        training.loop(start)
+        return stop.status if stop.signal is not None else 0
 
-        average = distributed.make_average(((), *(weight.shape for weight in state.optimizer.parameters)))
-        train_step = make_train_step(state, diffusion, jit, average if ranks > 1 else None)
-        reverse_step = diffusion.reverse_step(state.sampled, jit)
-        metrics = Metrics(folder, start, options.tensorboard) if rank == 0 else None
+
+class _Training:
+    """A run on its way, as one of its ranks sees it."""
+
+    def __init__(self, config: Config, dataset: Dataset, folder: Path, stop: interrupt.Stop) -> None:
+        self.config, self.dataset, self.folder, self.stop = config, dataset, folder, stop
+        self.rank, self.ranks = runtime.rank(), runtime.ranks()
+        self.leads = self.rank == 0  # and writes
+        self.state, self.diffusion = build(config)
+        self.window = _Window(config, self.state)
+
+    def compile(self, start: int) -> None:
+        """Get both steps ready, with what they need around them; compare the ranks."""
+        options, jit = self.config.train, self.config.runtime.mode == "graph"
+        distributed.check_equal("the number of images", len(self.dataset))
+        distributed.check_weights(self.state.model, start)
+        shapes = ((), *(weight.shape for weight in self.state.optimizer.parameters))
+        average = distributed.make_average(shapes) if self.ranks > 1 else None
+        self.train_step = make_train_step(self.state, self.diffusion, jit, average)
+        self.reverse_step = self.diffusion.reverse_step(self.state.sampled, jit)
+        self.metrics = Metrics(self.folder, start, options.tensorboard) if self.leads else None
         if options.sample_every:
             # Once now: what cannot be compiled, or does not fit into memory, is found in the evening.
-            zeros = Tensor(np.zeros((options.sample_num, *config.image_shape), np.float32))
-            runtime.finish((reverse_step(zeros, Tensor(np.zeros(options.sample_num, np.int32)), zeros),))
-        LOG.info("a step takes %s", _division(config, ranks))
+            zeros = Tensor(np.zeros((options.sample_num, *self.config.image_shape), np.float32))
+            runtime.finish((self.reverse_step(zeros, Tensor(np.zeros(options.sample_num, np.int32)), zeros),))
+        LOG.info("a step takes %s", _division(self.config, self.ranks))
         if jit:
             LOG.info("the first step compiles the network and takes longer than the others")
 
-        due = False
-        plan = (batches.draw_images(config, step, len(dataset), rank, ranks) for step in range(start, options.steps))
+    def loop(self, start: int) -> None:
+        """The steps after `start`, up to the last or a signal."""
+        options, config, window = self.config.train, self.config, self.window
+        plan = (
+            batches.draw_images(config, step, len(self.dataset), self.rank, self.ranks)
+            for step in range(start, options.steps)
+        )
         interval = 0.5 if sys.stderr.isatty() else 30  # seconds between looks of the bar: a log needs fewer
-        with tqdm(
-            total=options.steps, initial=start, unit="step", dynamic_ncols=True, mininterval=interval, disable=rank > 0
-        ) as progress, closing(stream.batches(dataset, plan, config.data.workers)) as images, profiling.Profile(
-            folder / "profile", start + 4, options.profile if rank == 0 else 0
-        ) as profile:
-            if resume and rank == 0:
-                checkpoint.write_config(folder, config)  # only now: what is refused before this changes nothing
+        bar = tqdm(
+            total=options.steps, initial=start, unit="step", dynamic_ncols=True, mininterval=interval,
+            disable=not self.leads,
+        )
+        profile = profiling.Profile(self.folder / "profile", start + 4, options.profile if self.leads else 0)
+        with bar, profile, closing(stream.batches(self.dataset, plan, config.data.workers)) as images:
+            unsaved = False
             for done in range(start + 1, options.steps + 1):
                 began = time.perf_counter()
                 try:
                     x_start = next(images)
                 except UserError:
-                    if rank == 0 and done - 1 > start:
-                        _save(folder, done - 1, state, config, dataset)
+                    if done - 1 > start:
+                        self.save(done - 1)
                     raise
                 with profile.step(done):
-                    noise = batches.draw_noise(config, done - 1, rank, ranks)
-                    outputs = train_step(*map(Tensor, (x_start, *noise)))
+                    t, noise = batches.draw_noise(config, done - 1, self.rank, self.ranks)
+                    outputs = self.train_step(*map(Tensor, (x_start, t, noise)))
                     runtime.finish(outputs)
-                if jit and done == start + 1:
+                if done == start + 1:
                     LOG.info("the first step took %.1f s", time.perf_counter() - began)
                 window.add(outputs, time.perf_counter() - began)
-                progress.update()
+                bar.update()
 
-                stopped = _stopped(stop, done, config)
+                stopped = self.stopped(done)
                 last = done == options.steps or stopped
                 if done % options.log_every == 0 or last:
-                    figures = window.figures(done)  # waits for the device
-                    LOG.debug("step %d: %s", done, figures)
-                    if metrics is not None:
-                        metrics.write(done, figures)
-                    progress.set_postfix(loss=figures["loss"], lr=f"{figures['lr']:.1e}", refresh=False)
+                    figures = self.figures(done)
+                    bar.set_postfix(loss=figures["loss"], lr=f"{figures['lr']:.1e}", refresh=False)
                 if options.check_ranks_every and done % options.check_ranks_every == 0:
-                    distributed.check_weights(state.model, done)
-                due = due or done % options.checkpoint_every == 0
+                    distributed.check_weights(self.state.model, done)
+                unsaved = unsaved or done % options.checkpoint_every == 0
                 # Not while steps are skipped: what may be the end of the run must not push out the last good one.
-                if last or (due and bool(outputs[2].asnumpy())):
-                    due = False
-                    if rank == 0:
-                        _save(folder, done, state, config, dataset)
+                if last or (unsaved and bool(outputs[2].asnumpy())):
+                    self.save(done)
+                    unsaved = False
                 if stopped:
-                    LOG.info("stopped after step %d and saved: go on with --resume %s", done, folder)
-                    break
+                    LOG.info("stopped after step %d and saved: go on with --resume %s", done, self.folder)
+                    return
                 if options.sample_every and (done % options.sample_every == 0 or last):
-                    _draw(config, diffusion, reverse_step, done, folder, metrics, stop)
-        if rank == 0 and not stopped:
+                    self.draw(done)
+        if window.skipped_in_a_row:
+            LOG.warning("the last %d steps were skipped, because of their gradients", window.skipped_in_a_row)
+        if self.leads:
             try:
-                visualize.plot_loss(folder / "metrics.jsonl", folder / "loss.png")
+                visualize.plot_loss(self.folder / "metrics.jsonl", self.folder / "loss.png")
             except OSError as error:
-                LOG.warning("cannot draw %s: %s", folder / "loss.png", error.strerror)
-    return stop.status if stopped else 0
+                LOG.warning("cannot draw %s: %s", self.folder / "loss.png", error.strerror)
+
+    def stopped(self, done: int) -> bool:
+        """Is step `done` the last, because of a signal? Of several ranks each asks the others every log_every steps."""
+        if self.ranks == 1:
+            return self.stop.signal is not None
+        return done % self.config.train.log_every == 0 and distributed.any_of(self.stop.signal is not None)
+
+    def figures(self, done: int) -> dict[str, Optional[float]]:
+        """Write a line of metrics after step `done`. Raises `UserError` where too many steps in a row were skipped."""
+        figures = self.window.figures(done)  # waits for the device
+        LOG.debug("step %d: %s", done, figures)
+        if self.metrics is not None:
+            self.metrics.write(done, figures)
+        if self.window.hopeless:
+            newest = checkpoint.latest_checkpoint(self.folder)
+            left = f"the last good checkpoint is {newest}" if newest else "there is no checkpoint yet"
+            raise UserError(
+                f"{self.window.hopeless}; {left}; start another run with a smaller train.lr, or with another "
+                "train.precision"
+            )
+        return figures
+
+    def draw(self, done: int) -> None:
+        """A picture of samples after step `done`.
+
+        It may take longer than a batch system waits between SIGTERM and SIGKILL, so a signal breaks it off. Every rank
+        draws it, because the ranks of a CPU lose each other where one is late by half a minute.
+        """
+        options = self.config.train
+        together = self.ranks > 1 and runtime.device() == "CPU"
+
+        def step(*inputs: Tensor) -> Tensor:
+            x = self.reverse_step(*inputs)
+            runtime.finish((x,))
+            signalled = self.stop.signal is not None
+            if distributed.any_of(signalled) if together else signalled and self.ranks == 1:
+                raise _BrokenOff
+            return x
+
+        try:
+            images, _ = sample(self.diffusion, step, self.config.image_shape, options.sample_num, options.seed)
+        except _BrokenOff:
+            LOG.info("the picture after step %d is left out, because of the signal", done)
+            return
+        if self.metrics is None:
+            return
+        if not np.isfinite(images).all():
+            LOG.warning("step %d: the samples are not finite, so there is no picture of them", done)
+            return
+        grid = visualize.make_grid(to_uint8(images))
+        self.metrics.image(done, np.asarray(grid))
+        try:
+            visualize.save_picture(grid, self.folder / "samples" / f"step_{done:08d}.png")
+        except UserError as error:
+            LOG.warning("%s", error)
+
+    def save(self, step: int) -> None:
+        """A checkpoint of all that the steps after `step` depend on."""
+        if self.leads:
+            tensors = {name: parameter.asnumpy() for name, parameter in self.state.parameters().items()}
+            tensors.update(self.data_position(), skipped_in_a_row=np.array(self.window.skipped_in_a_row))
+            keep, keep_every = self.config.train.keep_checkpoints, self.config.train.keep_every
+            checkpoint.save_checkpoint(self.folder, step, tensors, self.config, keep, keep_every)
+
+    def data_position(self) -> dict[str, np.ndarray]:
+        """What says, with the step, which images and which noise come next."""
+        whole = batches.whole_batch(self.config, self.ranks)
+        return {"data.images": np.array(len(self.dataset)), "data.whole_batch": np.array(whole)}
+
+    def restore(self) -> int:
+        """Load the newest checkpoint that is whole, and return its step."""
+        newest = checkpoint.newest_checkpoint(self.folder)
+        if newest is None:
+            raise UserError(
+                f"{self.folder} has no checkpoint to resume from: start it anew with --out {self.folder} --overwrite"
+            )
+        path, step, tensors = newest
+        parameters, position = self.state.parameters(), self.data_position()
+        for name, like in {**parameters, **position, "skipped_in_a_row": np.array(0)}.items():
+            if name not in tensors or tensors[name].shape != like.shape:
+                raise UserError(
+                    f"{path} cannot be resumed from: {name} is missing or misshapen; a run of an older version can "
+                    "only be sampled: start another with --out"
+                )
+        for name, value in position.items():
+            if tensors[name] != value:
+                raise UserError(
+                    f"{self.folder} cannot be resumed: {name[len('data.'):]} was {tensors[name]} and is {value}; have "
+                    "the same images, and the same train.batch_size x train.accumulate x ranks"
+                )
+        for name, parameter in parameters.items():
+            parameter.set_data(Tensor(tensors[name]))
+        self.window.skipped_in_a_row = int(tensors["skipped_in_a_row"])
+        return step
 
 
-def _division(config: Config, ranks: int) -> str:
-    """The whole batch of a step in words, and how it is divided."""
-    factors = {"ranks": ranks, "micro-batches": config.train.accumulate, "images": config.train.batch_size}
-    parts = [f"{count} {name}" for name, count in factors.items() if count > 1 or name == "images"]
-    whole = f"{batches.whole_batch(config, ranks)} images"
-    return whole if len(parts) == 1 else f"{whole}: {' x '.join(parts)}"
-
-
-def _stopped(stop: interrupt.Stop, done: int, config: Config) -> bool:
-    """Is this the last step, because of a signal? Of several ranks each asks the others once in log_every steps."""
-    if runtime.ranks() == 1:
-        return stop.signal is not None
-    return done % config.train.log_every == 0 and distributed.any_of(stop.signal is not None)
+class _BrokenOff(Exception):
+    """A signal came while a picture was drawn."""
 
 
 class _Window:
@@ -161,7 +263,10 @@ class _Window:
         self._rates = learning_rates(config.train)
         self._outputs: list[tuple[Tensor, Tensor, Tensor]] = []
         self._seconds = 0.0
-        self._skipped_in_a_row = 0
+        self.skipped_in_a_row = 0
+        """Up to the last line of metrics."""
+        self.hopeless = ""
+        """Why the run should end, where more than max_skipped_steps in a row were skipped."""
 
     def add(self, outputs: tuple[Tensor, Tensor, Tensor], seconds: float) -> None:
         """What the step returned, and how long it took: pictures and checkpoints aside."""
@@ -169,17 +274,18 @@ class _Window:
         self._seconds += seconds
 
     def figures(self, done: int) -> dict[str, Optional[float]]:
-        """A line of metrics after step `done`: means over the steps that were not skipped, None where all were.
-
-        Raises `UserError` where too many steps in a row were skipped.
-        """
+        """A line of metrics after step `done`: means over the steps that were not skipped, None where all were."""
         losses, norms, finite = (np.array([float(x.asnumpy()) for x in column]) for column in zip(*self._outputs))
         kept, count = finite > 0, len(finite)
         scale = float(self._state.loss_scaler.scale_value.asnumpy())
         for step, fine, loss in zip(range(done - count + 1, done + 1), kept, losses):
-            self._skipped_in_a_row = 0 if fine else self._skipped_in_a_row + 1
-            if self._skipped_in_a_row > self._config.train.max_skipped_steps:
-                raise _hopeless(step, self._skipped_in_a_row, loss, scale)
+            self.skipped_in_a_row = 0 if fine else self.skipped_in_a_row + 1
+            if self.skipped_in_a_row == self._config.train.max_skipped_steps + 1:
+                why = f"the gradients overflow at loss scale {scale:g}" if np.isfinite(loss) else f"the loss is {loss}"
+                self.hopeless = (
+                    f"step {step}: {why}, and so for {self.skipped_in_a_row} steps in a row, more than "
+                    "train.max_skipped_steps"
+                )
         seconds = self._seconds / count
         updates = int(self._state.optimizer.global_step.asnumpy()[0])
         self._outputs, self._seconds = [], 0.0
@@ -196,85 +302,9 @@ class _Window:
         }
 
 
-def _hopeless(step: int, skipped: int, loss: float, scale: float) -> UserError:
-    what = f"the loss is {loss}" if not np.isfinite(loss) else f"the gradients overflow at loss scale {scale:g}"
-    return UserError(
-        f"step {step}: {what}, and so for {skipped} steps in a row, more than train.max_skipped_steps; the last "
-        "checkpoint is whole: start another run with a smaller train.lr, or with another train.precision"
-    )
-
-
-class _BrokenOff(Exception):
-    """A signal came while a picture was drawn."""
-
-
-def _draw(
-    config: Config, diffusion: GaussianDiffusion, reverse_step: ReverseStep, done: int, folder: Path,
-    metrics: Optional[Metrics], stop: interrupt.Stop,
-) -> None:
-    """A picture of samples after step `done`. Every rank draws it: a CPU's ranks must not wait for each other long.
-
-    It may take longer than a batch system waits between SIGTERM and SIGKILL, so a signal breaks it off.
-    """
-    options = config.train
-
-    def step(*inputs: Tensor) -> Tensor:
-        if stop.signal is not None:
-            raise _BrokenOff
-        return reverse_step(*inputs)
-
-    try:
-        images, _ = sample(diffusion, step, config.image_shape, options.sample_num, options.seed)
-    except _BrokenOff:
-        LOG.info("the picture after step %d is left out, because of the signal", done)
-        return
-    if metrics is None:
-        return
-    if not np.isfinite(images).all():
-        LOG.warning("step %d: the samples are not finite, so there is no picture of them", done)
-        return
-    grid = visualize.make_grid(to_uint8(images))
-    metrics.image(done, np.asarray(grid))
-    try:
-        visualize.save_picture(grid, folder / "samples" / f"step_{done:08d}.png")
-    except UserError as error:
-        LOG.warning("%s", error)
-
-
-def _save(folder: Path, step: int, state: TrainState, config: Config, dataset: Dataset) -> None:
-    tensors = {name: parameter.asnumpy() for name, parameter in state.parameters().items()}
-    tensors.update(_data_position(config, dataset))
-    options = config.train
-    checkpoint.save_checkpoint(folder, step, tensors, config, options.keep_checkpoints, options.keep_every)
-
-
-def _data_position(config: Config, dataset: Dataset) -> dict[str, np.ndarray]:
-    """What says, with the step, which images and which noise come next."""
-    return {
-        "data.images": np.array(len(dataset)),
-        "data.whole_batch": np.array(batches.whole_batch(config, runtime.ranks())),
-    }
-
-
-def _restore(folder: Path, state: TrainState, config: Config, dataset: Dataset) -> int:
-    """Load the newest checkpoint of `folder` that is whole, and return its step."""
-    newest = checkpoint.newest_checkpoint(folder)
-    if newest is None:
-        raise UserError(f"{folder} has no checkpoint to resume from: start it anew with --out {folder} --overwrite")
-    path, step, tensors = newest
-    parameters = state.parameters()
-    for name, like in {**parameters, **_data_position(config, dataset)}.items():
-        if name not in tensors or tensors[name].shape != like.shape:
-            raise UserError(
-                f"{path} cannot be resumed from: {name} is missing or misshapen; a run of an older version can only be "
-                "sampled: start another with --out"
-            )
-    for name, value in _data_position(config, dataset).items():
-        if tensors[name] != value:
-            raise UserError(
-                f"{folder} cannot be resumed: {name[len('data.'):]} was {tensors[name]} and is {value}; have the same "
-                "images, and the same train.batch_size x train.accumulate x ranks"
-            )
-    for name, parameter in parameters.items():
-        parameter.set_data(Tensor(tensors[name]))
-    return step
+def _division(config: Config, ranks: int) -> str:
+    """The whole batch of a step in words, and how it is divided."""
+    factors = {"ranks": ranks, "micro-batches": config.train.accumulate, "images": config.train.batch_size}
+    parts = [f"{count} {name}" for name, count in factors.items() if count > 1 or name == "images"]
+    whole = f"{batches.whole_batch(config, ranks)} images"
+    return whole if len(parts) == 1 else f"{whole}: {' x '.join(parts)}"
