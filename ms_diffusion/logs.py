@@ -8,14 +8,31 @@ from __future__ import annotations
 
 import logging
 import sys
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Iterator, Union
+from typing import Any, Iterator, Union
 
 from tqdm import tqdm
 
 from ms_diffusion.errors import UserError
 from ms_diffusion.records import Records
+
+
+class Terminal:
+    """sys.stderr, except that a full disk behind it, as nohup may put one there, costs words and no more."""
+
+    def write(self, text: str) -> None:
+        """As of any file."""
+        with suppress(OSError):
+            sys.stderr.write(text)
+
+    def flush(self) -> None:
+        """As of any file."""
+        with suppress(OSError):
+            sys.stderr.flush()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(sys.stderr, name)
 
 
 class _Terminal(logging.Handler):
@@ -24,7 +41,7 @@ class _Terminal(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         kind = {logging.WARNING: "warning: ", logging.ERROR: "error: "}.get(record.levelno, "")
-        tqdm.write(kind + self.format(record), file=sys.stderr)
+        tqdm.write(kind + self.format(record), file=TERMINAL)
 
 
 class _File(logging.Handler):
@@ -41,6 +58,7 @@ class _File(logging.Handler):
         self.handle(LOG.makeRecord(LOG.name, logging.ERROR, "", 0, message, (), traceback or None))
 
 
+TERMINAL = Terminal()
 LOG = logging.getLogger("ms_diffusion")
 LOG.setLevel(logging.DEBUG)
 LOG.propagate = False

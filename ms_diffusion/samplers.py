@@ -11,10 +11,13 @@ from tqdm import tqdm
 from ms_diffusion.diffusion import GaussianDiffusion, ReverseStep
 from ms_diffusion.randomness import image_noise
 
+BATCH_SIZE = 64
+"""Images at a time, where nothing else is asked for."""
+
 
 def sample(
     diffusion: GaussianDiffusion, reverse_step: ReverseStep, shape: Sequence[int], num: int, seed: int, *,
-    batch_size: int = 64, frame_steps: Collection[int] = (), progress: bool = False,
+    batch_size: int = BATCH_SIZE, frame_steps: Collection[int] = (), progress: bool = False,
 ) -> tuple[np.ndarray, list[np.ndarray]]:
     """Images 0..num-1 of the endless row that `seed` stands for, by ancestral sampling, and frames on the way.
 

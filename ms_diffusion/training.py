@@ -31,11 +31,12 @@ from ms_diffusion.diffusion import GaussianDiffusion, build_diffusion
 from ms_diffusion.errors import UserError
 from ms_diffusion.logs import LOG
 from ms_diffusion.metrics import Metrics
-from ms_diffusion.samplers import sample
+from ms_diffusion.samplers import BATCH_SIZE, sample
 from ms_diffusion.train_step import TrainState, learning_rates, make_train_step
 from ms_diffusion.unet import build_unet, init_weights
 
 Dataset = Union[ImageDataset, FolderDataset]
+_SKIPPED = "loss_scaler.skipped_in_a_row"  # in a checkpoint
 
 
 def build(config: Config) -> tuple[TrainState, GaussianDiffusion]:
@@ -65,8 +66,6 @@ def train(config: Config, dataset: Dataset, folder: Path, resume: bool = False) 
         if start >= config.train.steps:
             raise UserError(f"{folder} has made its {config.train.steps} steps: give more --train.steps to go on")
         training.compile(start)
-        if resume and training.leads:
-            checkpoint.write_config(folder, config)  # only now: what is refused before this changes nothing
         training.loop(start)
         return stop.status if stop.signal is not None else 0
 
@@ -93,8 +92,9 @@ class _Training:
         self.metrics = Metrics(self.folder, start, options.tensorboard) if self.leads else None
         if options.sample_every:
             # Once now: what cannot be compiled, or does not fit into memory, is found in the evening.
-            zeros = Tensor(np.zeros((options.sample_num, *self.config.image_shape), np.float32))
-            runtime.finish((self.reverse_step(zeros, Tensor(np.zeros(options.sample_num, np.int32)), zeros),))
+            size = min(options.sample_num, BATCH_SIZE)
+            zeros = Tensor(np.zeros((size, *self.config.image_shape), np.float32))
+            runtime.finish((self.reverse_step(zeros, Tensor(np.zeros(size, np.int32)), zeros),))
         LOG.info("a step takes %s", _division(self.config, self.ranks))
         if jit:
             LOG.info("the first step compiles the network and takes longer than the others")
@@ -109,10 +109,12 @@ class _Training:
         interval = 0.5 if sys.stderr.isatty() else 30  # seconds between looks of the bar: a log needs fewer
         bar = tqdm(
             total=options.steps, initial=start, unit="step", dynamic_ncols=True, mininterval=interval,
-            disable=not self.leads,
+            disable=not self.leads, file=logs.TERMINAL,
         )
         profile = profiling.Profile(self.folder / "profile", start + 4, options.profile if self.leads else 0)
         with bar, profile, closing(stream.batches(self.dataset, plan, config.data.workers)) as images:
+            if start and self.leads:
+                checkpoint.write_config(self.folder, config)  # only now: what is refused before this changes nothing
             unsaved = False
             for done in range(start + 1, options.steps + 1):
                 began = time.perf_counter()
@@ -215,7 +217,7 @@ class _Training:
         """A checkpoint of all that the steps after `step` depend on."""
         if self.leads:
             tensors = {name: parameter.asnumpy() for name, parameter in self.state.parameters().items()}
-            tensors.update(self.data_position(), skipped_in_a_row=np.array(self.window.skipped_in_a_row))
+            tensors.update(self.data_position(), **{_SKIPPED: np.array(self.window.skipped_in_a_row)})
             keep, keep_every = self.config.train.keep_checkpoints, self.config.train.keep_every
             checkpoint.save_checkpoint(self.folder, step, tensors, self.config, keep, keep_every)
 
@@ -233,7 +235,7 @@ class _Training:
             )
         path, step, tensors = newest
         parameters, position = self.state.parameters(), self.data_position()
-        for name, like in {**parameters, **position, "skipped_in_a_row": np.array(0)}.items():
+        for name, like in {**parameters, **position, _SKIPPED: np.array(0)}.items():
             if name not in tensors or tensors[name].shape != like.shape:
                 raise UserError(
                     f"{path} cannot be resumed from: {name} is missing or misshapen; a run of an older version can "
@@ -247,7 +249,7 @@ class _Training:
                 )
         for name, parameter in parameters.items():
             parameter.set_data(Tensor(tensors[name]))
-        self.window.skipped_in_a_row = int(tensors["skipped_in_a_row"])
+        self.window.skipped_in_a_row = int(tensors[_SKIPPED])
         return step
 
 

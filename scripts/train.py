@@ -38,9 +38,6 @@ def main() -> None:
         options = parser.parse_args([f"--config={options.resume}/config.yaml", *sys.argv[1:]])
         settings = config.from_namespace(parser, options)
         checkpoint.check_resumable(saved, settings)
-        if settings.train.steps != saved.train.steps and settings.train.lr_decay_steps is None:
-            print(f"the learning rate's cosine now ends at step {settings.train.steps}, not {saved.train.steps}",
-                  file=sys.stderr)
     else:
         settings = config.from_namespace(parser, options)
     device = runtime.setup(settings.runtime)
@@ -56,6 +53,8 @@ def main() -> None:
         distributed.barrier()
         folder.mkdir(parents=True, exist_ok=True)  # where the hosts share no disk
         print(config.to_yaml(settings))
+        if resume and settings.train.steps != saved.train.steps and settings.train.lr_decay_steps is None:
+            print(f"the learning rate's cosine now ends at step {settings.train.steps}, not {saved.train.steps}")
         print(f"{len(dataset)} images of {dataset.name}; {device}, {settings.runtime.mode} mode; run folder {folder}")
         status = train(settings, dataset, folder, resume)
     if runtime.rank() == 0:
