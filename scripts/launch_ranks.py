@@ -178,7 +178,7 @@ def _watch(
             os.killpg(group, signal.SIGKILL)
     msrun.wait()
     _show(log)
-    if not _text(log_dir / f"worker_{first}.log").endswith("\n"):
+    if not (_text(log_dir / f"worker_{first}.log") or "\n").endswith("\n"):
         print(flush=True)  # after a progress bar that was cut off
 
     if asked and (failure or not ended):
