@@ -61,7 +61,6 @@ class _File(logging.Handler):
 TERMINAL = Terminal()
 LOG = logging.getLogger("ms_diffusion")
 LOG.setLevel(logging.DEBUG)
-LOG.propagate = False
 _TERMINAL = _Terminal()
 LOG.addHandler(_TERMINAL)
 

@@ -6,7 +6,7 @@ import pytest
 from tqdm import tqdm
 
 from ms_diffusion.errors import UserError
-from ms_diffusion.logs import LOG, to_run
+from ms_diffusion.logs import LOG, TERMINAL, to_run
 
 STAMP = r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d [+-]\d{4}"
 
@@ -53,7 +53,7 @@ def test_a_second_run_in_one_process_appends_each_line_once(tmp_path, capsys):
 
 
 def test_lines_stand_above_a_bar(tmp_path, capsys):
-    with to_run(tmp_path), tqdm(total=2, ascii=True, ncols=40, mininterval=0) as bar:
+    with to_run(tmp_path), tqdm(total=2, ascii=True, ncols=40, mininterval=0, file=TERMINAL) as bar:
         bar.update()
         LOG.info("between")
         bar.update()
