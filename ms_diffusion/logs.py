@@ -79,6 +79,7 @@ def to_run(folder: Union[str, Path], rank: int = 0) -> Iterator[None]:
         raise UserError(f"cannot make the folder {folder}: {error.strerror}; free or unlock the disk") from error
     file = _File(folder / f"rank_{rank}.log")
     LOG.addHandler(file)
+    before, LOG.propagate = LOG.propagate, False  # a program with a logging of its own would show each line twice
     if rank > 0:
         LOG.removeHandler(_TERMINAL)
     try:
@@ -91,4 +92,5 @@ def to_run(folder: Union[str, Path], rank: int = 0) -> Iterator[None]:
         raise
     finally:
         LOG.removeHandler(file)
+        LOG.propagate = before
         LOG.addHandler(_TERMINAL)  # which does nothing where it is there
