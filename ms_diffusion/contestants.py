@@ -165,7 +165,7 @@ def _normal(shape: tuple[int, ...]) -> np.ndarray:
 
 
 def _our_builders(contestant: str, threads: int) -> Builders:
-    """This library's calls, as `training.train` and `samplers.sample` make them."""
+    """This library's calls, as `training.train` and `sampling.sample` make them."""
     import mindspore as ms
     from mindspore import Tensor, nn
 

@@ -20,6 +20,7 @@ from mindspore import dtype as mstype
 
 from ms_diffusion import graphs, native
 from ms_diffusion.config import DiffusionConfig
+from ms_diffusion.samplers import Denoiser
 from ms_diffusion.schedules import NoiseSchedule, make_schedule
 
 Model = Callable[[Tensor, Tensor], Tensor]
@@ -102,6 +103,16 @@ class GaussianDiffusion:
         mean, _ = self.q_posterior(x_start, x_t, t)
         return mean, extract(self.model_variance, t, x_t.shape), x_start
 
+    def predictions(
+        self, model: Model, x_t: Tensor, t: Tensor, signal: Tensor, noise: Tensor
+    ) -> Tuple[Tensor, Tensor]:
+        """x_0 and eps as the model sees them, before clipping, at any t: int32, or float32 between the whole ones.
+
+        `signal` and `noise` are sqrt(alpha-bar_t) and sqrt(1 - alpha-bar_t), which multiply images.
+        """
+        eps = model(x_t, t)
+        return (x_t - noise * eps) / signal, eps
+
     # ---- Training, section 3.4 ----
 
     def p_losses(self, model: Model, x_start: Tensor, t: Tensor, noise: Tensor) -> Tensor:
@@ -142,6 +153,39 @@ class GaussianDiffusion:
         parameters = model.get_parameters() if isinstance(model, nn.Cell) else ()
         compiled = graphs.compiled(step, "reverse step", parameters)
         return compiled if end is None else native.asleep(compiled)
+
+    def denoiser(self, model: Model, jit: bool = True, rederive_eps: bool = True) -> Denoiser:
+        """`predictions` with `model` built in, from NumPy to NumPy: what every sampler of `samplers` asks.
+
+        Compiled once for all whole t, and once for all fractions, if `jit`; keep it to sample again. x_0 is clipped as
+        `clip_x_start` says; with `rederive_eps` eps follows from the clipped x_0, so that x_t stays made of the two.
+        """
+        end = native.operator("end") if jit else None
+
+        def step(x_t: Tensor, t: Tensor, signal: Tensor, noise: Tensor) -> Tuple[Tensor, Tensor]:
+            x_start, eps = self.predictions(model, x_t, t, signal, noise)
+            if self.clip_x_start:
+                x_start = ops.clamp(x_start, -1.0, 1.0)
+                if rederive_eps:
+                    eps = (x_t - signal * x_start) / noise
+            if end is not None:
+                x_start = ops.depend(x_start, end(ops.zeros((1,), mstype.float32), x_start))
+            return x_start, eps
+
+        run = step
+        if jit:
+            parameters = model.get_parameters() if isinstance(model, nn.Cell) else ()
+            run = graphs.compiled(step, f"denoiser {rederive_eps}", parameters)
+            run = run if end is None else native.asleep(run)
+
+        def denoise(x_t: np.ndarray, t: float) -> Tuple[np.ndarray, np.ndarray]:
+            whole = isinstance(t, int)
+            signal, noise = (Tensor(np.full((1, 1, 1, 1), value, np.float32)) for value in self.schedule.amplitudes(t))
+            time = Tensor(np.full(len(x_t), t, np.int32 if whole else np.float32))
+            x_start, eps = run(Tensor(x_t, mstype.float32), time, signal, noise)
+            return x_start.asnumpy(), eps.asnumpy()
+
+        return denoise
 
     def p_sample_loop(self, step: ReverseStep, noise: Iterator[np.ndarray]) -> Iterator[Tensor]:
         """Algorithm 2: yields x_{T-1}, ..., x_1, x_0, each (B, C, H, W).

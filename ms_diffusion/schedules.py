@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from typing import Tuple
+
 import numpy as np
 
 from ms_diffusion.config import DiffusionConfig
@@ -64,6 +67,24 @@ class NoiseSchedule:
             (1 - self.alphas_cumprod_prev) * np.sqrt(self.alphas) / (1 - self.alphas_cumprod)
         )  # of x_t
         self.snr = self.alphas_cumprod / (1 - self.alphas_cumprod)
+        with np.errstate(divide="ignore"):  # -inf where x_T holds no signal
+            self.log_snr = np.log(self.alphas_cumprod) - np.log1p(-self.alphas_cumprod)
+
+    def amplitudes(self, t: float) -> Tuple[float, float]:
+        """sqrt(alpha-bar_t) and sqrt(1 - alpha-bar_t) at any t from 0 to T-1; 1 and 0 at t = -1, the image.
+
+        Python floats. Between whole t the log-SNR is linear in t.
+        """
+        if t == -1:
+            return 1.0, 0.0
+        if t == int(t):
+            return float(self.sqrt_alphas_cumprod[int(t)]), float(self.sqrt_one_minus_alphas_cumprod[int(t)])
+        log_snr = float(np.interp(t, np.arange(len(self)), self.log_snr))
+        return (1 + math.exp(-log_snr)) ** -0.5, (1 + math.exp(log_snr)) ** -0.5
+
+    def time_at(self, log_snr: float) -> float:
+        """The t at which log(alpha-bar_t / (1 - alpha-bar_t)) is `log_snr`; 0 or T-1 where the schedule ends before."""
+        return float(np.interp(-log_snr, -self.log_snr, np.arange(len(self))))
 
     def __len__(self) -> int:
         return len(self.betas)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Optional, Union
 
@@ -31,7 +32,7 @@ from ms_diffusion.diffusion import GaussianDiffusion, build_diffusion
 from ms_diffusion.errors import UserError
 from ms_diffusion.logs import LOG
 from ms_diffusion.metrics import Metrics
-from ms_diffusion.samplers import BATCH_SIZE, sample
+from ms_diffusion.sampling import BATCH_SIZE, sample
 from ms_diffusion.train_step import TrainState, learning_rates, make_train_step
 from ms_diffusion.unet import build_unet, init_weights
 
@@ -197,7 +198,8 @@ class _Training:
             return x
 
         try:
-            images, _ = sample(self.diffusion, step, self.config.image_shape, options.sample_num, options.seed)
+            loop, shape = partial(self.diffusion.p_sample_loop, step), self.config.image_shape
+            images, _ = sample(loop, self.diffusion.timesteps, shape, options.sample_num, options.seed)
         except _BrokenOff:
             LOG.info("the picture after step %d is left out, because of the signal", done)
             return

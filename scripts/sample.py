@@ -1,19 +1,22 @@
 """Sample images from a run folder.
 
   python scripts/sample.py --run runs/digits --num 64 --seed 0 --out samples.png --gif denoise.gif --npz samples.npz
+  python scripts/sample.py --run runs/digits --sampler dpmpp_2m --steps 15
 """
 
+from functools import partial
 from pathlib import Path
 from typing import Literal, Optional
 
 import numpy as np
+from jsonargparse import Namespace
 from jsonargparse.typing import NonNegativeInt, PositiveInt
 
-from ms_diffusion import checkpoint, graphs, native, runtime, visualize
+from ms_diffusion import checkpoint, graphs, native, runtime, samplers, visualize
 from ms_diffusion.config import Parser, RuntimeConfig, to_yaml
 from ms_diffusion.data import to_uint8
 from ms_diffusion.errors import check_writable, exit_on_user_error
-from ms_diffusion.samplers import sample
+from ms_diffusion.sampling import Loop, sample
 
 
 def main() -> None:
@@ -23,6 +26,26 @@ def main() -> None:
     parser.add_argument(
         "--weights", type=Optional[Literal["ema", "model"]], default=None,
         help="ema, the moving average, or model, those of the last step; the average where there is one",
+    )
+    parser.add_argument("--sampler", type=str, default="ancestral", help="one of " + ", ".join(samplers.SAMPLERS))
+    parser.add_argument(
+        "--steps", type=Optional[PositiveInt], default=None, help="at most T; null means T for ancestral, else 20"
+    )
+    parser.add_argument(
+        "--spacing", type=Optional[str], default=None,
+        help=f"where the steps lie: {', '.join(samplers.SPACINGS)}; null means the sampler's own",
+    )
+    parser.add_argument("--eta", type=Optional[float], default=None, help="ddim: 0 to 1, DDPM's noise; null means 0")
+    parser.add_argument(
+        "--variance", type=Optional[str], default=None, help="ancestral: fixed_small, fixed_large; null means the run's"
+    )
+    parser.add_argument("--order", type=Optional[int], default=None, help="unipc: from 1 to 4; null means 2")
+    parser.add_argument("--churn", type=Optional[float], default=None, help="heun, euler: S_churn; null means 0")
+    parser.add_argument("--snr", type=Optional[float], default=None, help="predictor_corrector: null means 0.16")
+    parser.add_argument("--tolerance", type=Optional[float], default=None, help="ode: of the solver; null means 1e-5")
+    parser.add_argument(
+        "--rederive_eps", type=bool, default=True,
+        help="make eps fit the clipped x_0, for ddim, pndm and others that use both; false is the papers' form",
     )
     parser.add_argument("--num", type=PositiveInt, default=64, help="images to draw")
     parser.add_argument("--seed", type=NonNegativeInt, default=0, help="the same seed gives the same images")
@@ -44,10 +67,10 @@ def main() -> None:
     runtime.setup(parser.instantiate(options).runtime)
     run = checkpoint.load_run(options.run, options.weights)
     graphs.keep(to_yaml(run.config), native.library())
-    reverse_step = run.diffusion.reverse_step(run.model, jit=options.runtime.mode == "graph")
-    frame_steps = visualize.frame_steps(run.diffusion.timesteps) if options.gif else ()
+    loop, steps = make_loop(run, options)
+    frame_steps = visualize.frame_steps(steps) if options.gif else ()
     samples, frames = sample(
-        run.diffusion, reverse_step, run.config.image_shape, options.num, options.seed,
+        loop, steps, run.config.image_shape, options.num, options.seed,
         batch_size=options.batch_size, frame_steps=frame_steps, progress=True,
     )
 
@@ -60,6 +83,23 @@ def main() -> None:
     if options.npz:
         np.savez(options.npz, samples=samples, images=images.transpose(0, 2, 3, 1))
         print(f"arrays: {options.npz}")
+
+
+def make_loop(run: checkpoint.Run, options: Namespace) -> tuple[Loop, int]:
+    """The sampler that was asked for, with the run's network, and how many steps it takes."""
+    names = ("spacing", "eta", "variance", "order", "churn", "snr", "tolerance")
+    chosen = {name: options[name] for name in names if options[name] is not None}
+    jit, timesteps = options.runtime.mode == "graph", run.diffusion.timesteps
+    ancestral = options.sampler == "ancestral"
+    if ancestral and not chosen and options.steps in (None, timesteps):
+        return partial(run.diffusion.p_sample_loop, run.diffusion.reverse_step(run.model, jit)), timesteps
+    steps = options.steps or (timesteps if ancestral else min(20, timesteps))
+    if ancestral:
+        chosen.setdefault("variance", run.config.diffusion.variance)
+    sampler = samplers.find(options.sampler, **chosen)
+    samplers.check(sampler, run.diffusion.schedule, steps)
+    denoise = run.diffusion.denoiser(run.model, jit, options.rederive_eps)
+    return partial(sampler, denoise, run.diffusion.schedule, steps=steps), steps
 
 
 if __name__ == "__main__":

@@ -178,6 +178,43 @@ def test_ancestral_sampling_of_gaussian_data(options, variance, mean, std):
     assert abs(samples.std() - std) < 3 * std / np.sqrt(2 * samples.size)
 
 
+@pytest.mark.parametrize("clip", [False, True])
+@pytest.mark.parametrize("rederive", [False, True])
+@pytest.mark.parametrize("t", [0, 29, 12.25])
+def test_denoiser(t, rederive, clip, jit):
+    """Two readings of one prediction, at whole and fractional t, against NumPy; t arrives as it was given."""
+    diffusion = GaussianDiffusion(timesteps=30, clip_x_start=clip)
+    signal, noise = diffusion.schedule.amplitudes(t)
+    x_t = (2 * random(2, 1, 3, 3)).astype(np.float32)
+
+    def model(x, time):
+        return 0.5 * x + 0.01 * ops.cast(time, ms.float32).reshape((-1, 1, 1, 1))
+
+    x_start, eps = diffusion.denoiser(model, jit, rederive)(x_t, t)
+    expected_eps = 0.5 * x_t + 0.01 * t
+    expected = (x_t - noise * expected_eps) / signal
+    if clip:
+        expected = np.clip(expected, -1, 1)
+        assert t == 0 or np.abs(expected).max() == 1, "the test clips something"
+        expected_eps = (x_t - signal * expected) / noise if rederive else expected_eps
+    assert x_start.dtype == eps.dtype == np.float32
+    assert np.abs(x_start - expected).max() < 1e-5 * max(1, np.abs(expected).max())
+    assert np.abs(eps - expected_eps).max() < 1e-3 if t == 0 else np.abs(eps - expected_eps).max() < 1e-5
+
+
+def test_whole_t_reaches_the_model_as_int32_and_fractions_as_float32():
+    diffusion, traced = GaussianDiffusion(timesteps=30), []
+
+    def model(x, t):
+        traced.append(t.dtype)
+        return 0.5 * x
+
+    denoise, x = diffusion.denoiser(model, jit=False), np.zeros((2, 1, 3, 3), np.float32)
+    for t in (29, 3, 0, 4.5):
+        denoise(x, t)
+    assert traced == [ms.int32] * 3 + [ms.float32]
+
+
 def test_loop_yields_every_step_in_both_modes_alike():
     diffusion = GaussianDiffusion(timesteps=30)
     model = oracle_of(diffusion)

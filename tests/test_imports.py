@@ -25,6 +25,8 @@ ARROWS = {
     "batches": {"config", "data", "randomness"},
     "interrupt": set(),
     "workloads": {"config", "errors"},
+    "samplers": {"errors", "schedules"},
+    "sampling": {"randomness"},
     # floor 1
     "distributed": {"errors", "runtime"},
     "native_check": set(),
@@ -32,13 +34,12 @@ ARROWS = {
     "profiling": {"logs", "native", "runtime"},
     "layers": {"config", "errors", "native", "runtime"},
     "graphs": {"graph_cache", "runtime"},
-    "diffusion": {"config", "graphs", "native", "schedules"},
+    "diffusion": {"config", "graphs", "native", "samplers", "schedules"},
     "stream": {"data", "errors", "runtime"},
     "visualize": {"errors"},
     "comparison_report": {"config", "data", "errors", "visualize"},
     # floor 2
     "unet": {"config", "layers"},
-    "samplers": {"diffusion", "randomness"},
     # floor 3
     "checkpoint": {"config", "diffusion", "errors", "logs", "unet"},
     "torch_bridge": {"config", "errors", "unet"},
@@ -49,7 +50,7 @@ ARROWS = {
     "train_step": {"config", "diffusion", "graphs", "native"},
     "training": {
         "batches", "checkpoint", "config", "data", "diffusion", "distributed", "errors", "interrupt", "layers", "logs",
-        "metrics", "profiling", "randomness", "runtime", "samplers", "stream", "train_step", "unet", "visualize",
+        "metrics", "profiling", "randomness", "runtime", "sampling", "stream", "train_step", "unet", "visualize",
     },
     "comparison": {
         "batches", "comparison_report", "config", "data", "diffusion", "errors", "machine", "randomness", "runtime",
@@ -67,7 +68,7 @@ ARROWS = {
 WITHOUT_MINDSPORE = {
     "errors", "config", "schedules", "randomness", "data", "visualize", "comparison_report", "evaluation", "torch_twin",
     "caches", "graph_cache", "native_build", "machine", "interrupt", "workloads", "benchmark",
-    "batches", "records", "logs", "metrics", "gpu_libraries",
+    "batches", "records", "logs", "metrics", "gpu_libraries", "samplers", "sampling",
 }
 WITH_TORCH = {"torch_twin", "comparison", "contestants"}
 WITH_TORCH_INSIDE_A_FUNCTION = {"weight_files"}

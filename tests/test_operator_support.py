@@ -102,11 +102,12 @@ model: {dim: 8, dim_mults: [1, 2], convnext_mult: 1, gelu: tanh, attention_norm:
 diffusion: {timesteps: 30, loss: huber}
 """
 COUNTED = '''
+import functools
 import os
 import sys
 from pathlib import Path
 
-from ms_diffusion import checkpoint, config, data, runtime, samplers, training
+from ms_diffusion import checkpoint, config, data, runtime, sampling, training
 
 runtime.setup(config.RuntimeConfig(device="CPU"))
 settings = config.load(None, [
@@ -122,7 +123,8 @@ training.train(settings, dataset, folder / "run")
 run = checkpoint.load_run(folder / "run")
 os.environ["MS_DEV_SAVE_GRAPHS_PATH"] = str(folder / "sampling")
 step = run.diffusion.reverse_step(run.model, True)
-images, _ = samplers.sample(run.diffusion, step, settings.image_shape, 5, 0, batch_size=2)
+loop = functools.partial(run.diffusion.p_sample_loop, step)
+images, _ = sampling.sample(loop, run.diffusion.timesteps, settings.image_shape, 5, 0, batch_size=2)
 assert len(images) == 5
 '''
 

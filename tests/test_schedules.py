@@ -94,3 +94,21 @@ def test_posterior_variance_published():
 def test_impossible_betas_are_refused(betas):
     with pytest.raises(UserError, match="between 0 and 1"):
         NoiseSchedule(np.array(betas))
+
+
+@pytest.mark.parametrize("name, timesteps", ALL)
+def test_continuous_time_meets_the_tables_and_its_inverse(name, timesteps):
+    s = schedule(name, timesteps)
+    assert s.log_snr == pytest.approx(np.log(s.snr), rel=1e-9, abs=1e-9)
+    assert s.amplitudes(-1) == (1, 0)
+    for t in (0, 1, timesteps // 2, timesteps - 1):
+        assert s.amplitudes(t) == (s.sqrt_alphas_cumprod[t], s.sqrt_one_minus_alphas_cumprod[t])
+        assert s.time_at(s.log_snr[t]) == pytest.approx(t, abs=1e-9)
+    for t in (0.25, timesteps / 2 + 0.1, timesteps - 1.5):
+        signal, noise = s.amplitudes(t)
+        low, high = int(t), int(t) + 1
+        assert signal**2 + noise**2 == pytest.approx(1, abs=1e-12)
+        line = s.log_snr[low] + (t - low) * (s.log_snr[high] - s.log_snr[low])
+        assert 2 * np.log(signal / noise) == pytest.approx(line, abs=1e-9)
+        assert s.time_at(2 * np.log(signal / noise)) == pytest.approx(t, abs=1e-9)
+    assert (s.time_at(1e3), s.time_at(-1e3)) == (0, timesteps - 1)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ms_diffusion import checkpoint, data
+from ms_diffusion import checkpoint, data, samplers
 
 ROOT = Path(__file__).parents[1]
 TINY = [
@@ -55,6 +55,29 @@ def test_the_same_seed_gives_the_same_picture(trained, run_script, tmp_path):
         assert run_script("sample", "--run", trained, "--num", 2, "--seed", seed, "--out", tmp_path / name)[0] == 0
         pictures.append((tmp_path / name).read_bytes())
     assert pictures[0] == pictures[1] != pictures[2]
+
+
+@pytest.mark.parametrize("name", samplers.SAMPLERS)
+def test_every_sampler_from_the_command_line(name, trained, run_script, tmp_path):
+    npz = tmp_path / "a.npz"
+    words = ["--run", trained, "--num", 3, "--sampler", name, "--out", tmp_path / "a.png", "--npz", npz]
+    status, out, err = run_script("sample", *words, "--steps", 5, "--gif", tmp_path / "a.gif")
+    assert status == 0 and "3 images" in out, err
+    images = np.load(npz)["samples"]
+    assert images.shape == (3, 1, 8, 8) and np.isfinite(images).all()
+    with Image.open(tmp_path / "a.gif") as animation:
+        assert animation.n_frames == 5
+
+
+def test_ancestral_is_what_it_was(trained, run_script, tmp_path):
+    """All steps asked for by number are Algorithm 2's own, bit for bit."""
+    found = []
+    for words in ([], ["--sampler", "ancestral", "--steps", 30], ["--variance", "fixed_small"]):
+        npz, png = tmp_path / "a.npz", tmp_path / "a.png"
+        status, _, err = run_script("sample", "--run", trained, "--num", 2, "--npz", npz, "--out", png, *words)
+        assert status == 0, err
+        found.append(np.load(npz)["samples"])
+    assert np.array_equal(found[0], found[1]) and np.abs(found[0] - found[2]).max() < 1e-4
 
 
 def test_a_run_goes_on(trained, run_script, tmp_path):
@@ -140,6 +163,11 @@ def test_out_and_resume(words, message, trained, run_script, tmp_path):
     [
         (["--out={tmp}/a.nonsense"], "must end in"), (["--out={tmp}/absent/a.png"], "there is no folder"),
         (["--gif={tmp}/a.png"], "must end in .gif"), (["--npz={tmp}/a.zip"], "must end in .npz"),
+        (["--sampler=dimm"], "no sampler dimm: choose from ancestral, ddim, dpmpp_2m"),
+        (["--sampler=ddim", "--steps=31"], "steps is 31: there are 30 noise levels"), (["--steps=0"], "steps"),
+        (["--steps=31"], "steps is 31: there are 30"), (["--sampler=ddim", "--eta=-1"], "eta is -1.0"),
+        (["--sampler=ddim", "--spacing=even"], "spacing is 'even': choose from trailing"),
+        (["--eta=0.5"], "eta is no option of the sampler ancestral"),
         (["--num=0"], "num"), (["--seed=-1"], "seed"), (["--run={tmp}"], "no run folder"), (["--nun=3"], "--nun=3"),
     ],
 )
