@@ -30,10 +30,14 @@ def draw_images(
 
 
 def draw_noise(config: Config, step: int, rank: int = 0, ranks: int = 1) -> tuple[np.ndarray, np.ndarray]:
-    """Time steps int32 (B,), uniform in 0..T-1, and standard normal noise float32 (B, C, H, W) of step `step`."""
+    """Time steps int32 (B,), uniform in 0..T-1, and standard normal noise float32 (B, C, H, W) of step `step`.
+
+    Where diffusion.offset_noise is not 0, the noise of a channel has also something in common.
+    """
     whole, part = whole_batch(config, ranks), _part(config, rank)
     t = _flips_and_times(config, step, whole)[1][part]
-    return t, randomness.step_noise(config.train.seed, step, range(whole)[part], config.image_shape)
+    offset = config.diffusion.offset_noise
+    return t, randomness.step_noise(config.train.seed, step, range(whole)[part], config.image_shape, offset)
 
 
 def draw_batch(

@@ -47,7 +47,7 @@ class ModelConfig:
     init_dim: Optional[int] = None
     """Channels after the first convolution; null means dim // 3 * 2."""
     out_dim: Optional[int] = None
-    """Channels of the output; null means those of the input."""
+    """Channels of the output; null means those of the input, or twice as many with diffusion.variance=learned."""
     dim_mults: Tuple[int, ...] = (1, 2, 4)
     """Channels of each stage in units of dim; every stage but the last halves the image."""
     channels: int = 1
@@ -116,14 +116,24 @@ class DiffusionConfig:
     """Last beta at T = 1000; the cosine schedule has none."""
     scale_betas: bool = True
     """Multiply the betas by 1000 / T, so that x_T is noise at every T; the tutorial does not."""
-    variance: Literal["fixed_small", "fixed_large"] = "fixed_small"
-    """sigma_t^2 of the reverse step: beta-tilde_t (small, the tutorial's) or beta_t (large)."""
+    zero_terminal_snr: bool = False
+    """Rescale the betas so that x_T is noise alone; not for objective=eps, which says nothing there."""
+    objective: Literal["eps", "x_start", "v"] = "eps"
+    """What the network predicts: the noise (the paper's), the image, or v, a mixture of both (conversions.py)."""
+    variance: Literal["fixed_small", "fixed_large", "learned"] = "fixed_small"
+    """sigma_t^2 of the reverse step: beta-tilde_t (small, the tutorial's), beta_t (large), or learned between them."""
     loss: Literal["l1", "l2", "huber"] = "l2"
-    """Distance between noise and prediction; l2 is the paper's L_simple, huber the tutorial's."""
+    """Distance between target and prediction; l2 is the paper's L_simple, huber the tutorial's."""
+    loss_weight: Literal["constant", "p2", "min_snr", "vlb"] = "p2"
+    """Weight of each t in the loss; p2 is constant while p2_gamma is 0; vlb makes the loss the variational bound."""
     p2_gamma: float = 0.0
     """Power of the p2 weight (k + SNR)^-gamma; 0 weights all t alike."""
     p2_k: float = 1.0
     """Offset k of the p2 weight."""
+    min_snr_gamma: float = 5.0
+    """min_snr only: SNR from which an error of x_0 weighs no more."""
+    offset_noise: float = 0.0
+    """Training adds to the noise one number for each whole channel, of this standard deviation; 0 adds none."""
     clip_x_start: bool = True
     """Clip the predicted x_0 to [-1, 1] while sampling."""
 
@@ -143,6 +153,21 @@ class DiffusionConfig:
             )
         _require(self.p2_gamma >= 0, "diffusion.p2_gamma", self.p2_gamma, "it must not be negative")
         _require(self.p2_k > 0, "diffusion.p2_k", self.p2_k, "it must be positive")
+        _require(
+            self.p2_gamma == 0 or self.loss_weight == "p2", "diffusion.p2_gamma", self.p2_gamma,
+            f"it is the weight p2's, and diffusion.loss_weight is {self.loss_weight}: choose one of them",
+        )
+        _require(self.min_snr_gamma > 0, "diffusion.min_snr_gamma", self.min_snr_gamma, "it must be positive")
+        _require(self.offset_noise >= 0, "diffusion.offset_noise", self.offset_noise, "it must not be negative")
+        _require(
+            self.loss_weight != "vlb" or self.loss == "l2", "diffusion.loss", self.loss,
+            "diffusion.loss_weight=vlb makes the bound of squared distances: choose diffusion.loss=l2",
+        )
+        _require(
+            not self.zero_terminal_snr or self.objective != "eps", "diffusion.zero_terminal_snr",
+            self.zero_terminal_snr, "x_T is then noise alone, and eps says nothing of the image: choose "
+            "diffusion.objective=v",
+        )
 
 
 @dataclass(frozen=True)
@@ -325,11 +350,19 @@ class Config:
             f"it must be a multiple of {factor}, because model.dim_mults {self.model.dim_mults} halves the image "
             f"{len(self.model.dim_mults) - 1} times",
         )
-        out_dim = self.model.out_dim
-        _require(
-            out_dim in (None, self.model.channels), "model.out_dim", out_dim,
-            f"it must be null or model.channels, {self.model.channels}, because the network predicts the image's noise",
-        )
+        out_dim, channels = self.model.out_dim, self.model.channels
+        if self.diffusion.variance == "learned":
+            _require(
+                out_dim in (None, 2 * channels), "model.out_dim", out_dim,
+                f"it must be null or {2 * channels}, twice model.channels, because the network learns the variance too",
+            )
+            object.__setattr__(self, "model", dataclasses.replace(self.model, out_dim=2 * channels))
+        else:
+            _require(
+                out_dim in (None, channels), "model.out_dim", out_dim,
+                f"it must be null or model.channels, {channels}, because the network predicts one number for each of "
+                "the image's",
+            )
 
     @property
     def image_shape(self) -> Tuple[int, int, int]:

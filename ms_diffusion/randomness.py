@@ -31,9 +31,12 @@ def step_generator(seed: int, step: int) -> np.random.Generator:
     return _generator(seed, _STEP, step)
 
 
-def step_noise(seed: int, step: int, places: Sequence[int], shape: Sequence[int]) -> np.ndarray:
+def step_noise(
+    seed: int, step: int, places: Sequence[int], shape: Sequence[int], offset: float = 0.0
+) -> np.ndarray:
     """Standard normal float32 (len(places), *shape): the noise of the images at `places` in the batch of step `step`.
 
+    Where `offset` is not 0, each channel of each image gets one normal number of that standard deviation on top.
     Each place has a stretch of 2^128 numbers of one Philox stream to itself; Salmon et al. 2011, section 2.
     """
     key = np.random.SeedSequence(seed, spawn_key=(_STEP,)).generate_state(2, np.uint64)
@@ -44,6 +47,8 @@ def step_noise(seed: int, step: int, places: Sequence[int], shape: Sequence[int]
         state["state"]["counter"][:] = (0, 0, place, step)
         philox.state = state  # ten times as fast as a generator for each
         generator.standard_normal(dtype=np.float32, out=values)
+        if offset:
+            values += np.float32(offset) * generator.standard_normal((shape[0], 1, 1), dtype=np.float32)
     return noise
 
 

@@ -40,16 +40,27 @@ def cosine_beta_schedule(timesteps: int, s: float = 0.008, max_beta: float = 0.9
     return np.minimum(1 - alphas_cumprod[1:] / alphas_cumprod[:-1], max_beta)
 
 
+def zero_terminal_snr(betas: np.ndarray) -> np.ndarray:
+    """`betas` changed so that alpha-bar_T is 0 and alpha-bar_1 what it was; Lin et al. 2023, Algorithm 1.
+
+    sqrt(alpha-bar) is moved and stretched. The last beta is 1.
+    """
+    signal = np.sqrt(np.cumprod(1 - betas))
+    signal = (signal - signal[-1]) * (signal[0] / (signal[0] - signal[-1]))
+    return np.append(betas[0], 1 - (signal[1:] / signal[:-1]) ** 2)
+
+
 class NoiseSchedule:
     """The tables of a schedule, each float64 (T,), computed once from `betas`.
 
-    Code index t = 0..T-1 is the paper's t = 1..T. Raises `UserError` unless every beta is in (0, 1).
+    Code index t = 0..T-1 is the paper's t = 1..T. Raises `UserError` unless every beta is in (0, 1); the last may be 1,
+    and then x_T is noise alone, the last SNR 0, and its reciprocals infinite.
     """
 
     def __init__(self, betas: np.ndarray) -> None:
         betas = np.asarray(betas, dtype=np.float64)
-        if betas.ndim != 1 or not np.all((betas > 0) & (betas < 1)):
-            raise UserError("betas must be one row of numbers between 0 and 1, both excluded")
+        if betas.ndim != 1 or not (np.all((betas > 0) & (betas <= 1)) and np.all(betas[:-1] < 1)):
+            raise UserError("betas must be one row of numbers between 0 and 1, both excluded; the last may be 1")
         self.betas = betas
         self.alphas = 1 - betas
         self.alphas_cumprod = np.cumprod(self.alphas)  # alpha-bar_t
@@ -58,8 +69,9 @@ class NoiseSchedule:
         self.sqrt_alphas_cumprod = np.sqrt(self.alphas_cumprod)
         self.sqrt_one_minus_alphas_cumprod = np.sqrt(1 - self.alphas_cumprod)
         # x_0 from x_t and the noise, eq. 4 solved
-        self.sqrt_recip_alphas_cumprod = np.sqrt(1 / self.alphas_cumprod)
-        self.sqrt_recipm1_alphas_cumprod = np.sqrt(1 / self.alphas_cumprod - 1)
+        with np.errstate(divide="ignore"):
+            self.sqrt_recip_alphas_cumprod = np.sqrt(1 / self.alphas_cumprod)
+            self.sqrt_recipm1_alphas_cumprod = np.sqrt(1 / self.alphas_cumprod - 1)
         # q(x_{t-1} | x_t, x_0), eqs. 6 and 7
         self.posterior_variance = betas * (1 - self.alphas_cumprod_prev) / (1 - self.alphas_cumprod)  # beta-tilde_t
         self.posterior_mean_coef1 = betas * np.sqrt(self.alphas_cumprod_prev) / (1 - self.alphas_cumprod)  # of x_0
@@ -93,9 +105,11 @@ class NoiseSchedule:
 def make_schedule(config: DiffusionConfig) -> NoiseSchedule:
     """The schedule that `config` describes."""
     if config.schedule == "cosine":
-        return NoiseSchedule(cosine_beta_schedule(config.timesteps))
-    function = {
-        "linear": linear_beta_schedule, "quadratic": quadratic_beta_schedule, "sigmoid": sigmoid_beta_schedule,
-    }[config.schedule]
-    scale = 1000 / config.timesteps if config.scale_betas else 1.0
-    return NoiseSchedule(scale * function(config.timesteps, config.beta_start, config.beta_end))
+        betas = cosine_beta_schedule(config.timesteps)
+    else:
+        function = {
+            "linear": linear_beta_schedule, "quadratic": quadratic_beta_schedule, "sigmoid": sigmoid_beta_schedule,
+        }[config.schedule]
+        scale = 1000 / config.timesteps if config.scale_betas else 1.0
+        betas = scale * function(config.timesteps, config.beta_start, config.beta_end)
+    return NoiseSchedule(zero_terminal_snr(betas) if config.zero_terminal_snr else betas)

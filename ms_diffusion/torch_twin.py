@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from ms_diffusion.config import TUTORIAL, DiffusionConfig, ModelConfig
+from ms_diffusion.errors import UserError
 
 # ---- The blocks ----
 
@@ -343,6 +344,15 @@ class GaussianDiffusion(nn.Module):
     def __init__(self, **options: Any) -> None:
         super().__init__()
         config = DiffusionConfig(**options)
+        beyond = {
+            "objective": config.objective != "eps", "variance": config.variance == "learned",
+            "loss_weight": config.loss_weight not in ("constant", "p2"),
+        }
+        for name in (name for name, asked in beyond.items() if asked):
+            raise UserError(
+                f"diffusion.{name} is {getattr(config, name)!r}: the PyTorch baseline has nothing like it, so there is "
+                "nothing to compare with"
+            )
         self.config = config
         self.timesteps = config.timesteps
 
@@ -356,6 +366,10 @@ class GaussianDiffusion(nn.Module):
         posterior_variance = betas * variance_prev / variance
         model_variance = posterior_variance if config.variance == "fixed_small" else betas
 
+        def logarithm(variance: torch.Tensor) -> torch.Tensor:
+            """Where the variance at t = 0 is 0, that at t = 1 counts."""
+            return torch.cat([variance[int(variance[0] == 0)].reshape(1), variance[1:]]).log()
+
         tables = {
             "sqrt_alphas_cumprod": (log_alphas_cumprod / 2).exp(),
             "sqrt_one_minus_alphas_cumprod": variance.sqrt(),
@@ -366,7 +380,9 @@ class GaussianDiffusion(nn.Module):
             "posterior_variance": posterior_variance,
             "model_variance": model_variance,
             "model_std": model_variance.sqrt(),
-            "p2_loss_weight": (config.p2_k + snr).pow(-config.p2_gamma),
+            "posterior_log_variance": logarithm(posterior_variance),
+            "model_log_variance": logarithm(model_variance),
+            "loss_weight": (config.p2_k + snr).pow(-config.p2_gamma),
         }
         for name, table in tables.items():
             self.register_buffer(name, table.float())
@@ -383,7 +399,7 @@ class GaussianDiffusion(nn.Module):
         predicted = model(self.q_sample(x_start, t, noise), t)
         distance = {"l1": F.l1_loss, "l2": F.mse_loss, "huber": F.smooth_l1_loss}[self.config.loss]
         loss = distance(predicted, noise, reduction="none")
-        return (loss.flatten(1).mean(1) * self.p2_loss_weight[t.long()]).mean()
+        return (loss.flatten(1).mean(1) * self.loss_weight[t.long()]).mean()
 
     def p_mean_variance(
         self, model: Callable, x_t: torch.Tensor, t: torch.Tensor

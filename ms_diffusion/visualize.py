@@ -112,6 +112,20 @@ def plot_forward(images: Sequence[np.ndarray], steps: Sequence[int], path: PathL
     figure.savefig(path, dpi=120)
 
 
+def plot_bound(terms: np.ndarray, prior: float, path: PathLike) -> None:
+    """Draw the variational bound's terms by t, (T,), in bits per dimension; `prior` is L_T."""
+    figure, axis = _figure(7, 4)
+    axis.plot(np.arange(1, len(terms)), terms[1:], color="tab:blue", linewidth=1, label="L_{t-1}")
+    axis.scatter([0], terms[:1], color="tab:red", zorder=3, label="L_0")
+    axis.scatter([len(terms)], [prior], color="tab:green", zorder=3, label="L_T")
+    axis.set(xlabel="t", ylabel="bits per dimension", yscale="log")
+    axis.set_title(f"the bound is their sum: {terms.sum() + prior:.3f} bits per dimension", fontsize="medium")
+    axis.legend()
+    axis.grid(alpha=0.3, which="both")
+    figure.tight_layout()
+    figure.savefig(path, dpi=120)
+
+
 def _figure(width: float, height: float, columns: int = 1):
     # The object interface draws to files alone: no window system, no global state.
     from matplotlib.figure import Figure

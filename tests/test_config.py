@@ -41,7 +41,7 @@ def another(group, name):
 @pytest.mark.parametrize("group, name", [f for f in FIELDS if f != ("model", "channels")])
 def test_every_option_is_reached_from_the_command_line(group, name):
     word = another(group, name)
-    needs = ["--data.name=mnist"] if name == "folder" else []
+    needs = {"folder": ["--data.name=mnist"], "zero_terminal_snr": ["--diffusion.objective=v"]}.get(name, [])
     changed = getattr(getattr(load(None, [f"--{group}.{name}={word}", *needs]), group), name)
     default = getattr(getattr(Config(), group), name)
     assert changed != default
@@ -112,12 +112,35 @@ def test_a_missing_file_is_named(tmp_path):
         ("--train.adam_beta1=1", "train.adam_beta1"), ("--train.adam_eps=0", "train.adam_eps"),
         ("--train.max_grad_norm=-1", "train.max_grad_norm"), ("--train.loss_scale=0.5", "train.loss_scale"),
         ("--train.loss_scale_factor=1", "train.loss_scale_factor"), ("--train.seed=-1", "train.seed"),
+        ("--diffusion.min_snr_gamma=0", "diffusion.min_snr_gamma"),
+        ("--diffusion.offset_noise=-1", "diffusion.offset_noise"),
+        ("--diffusion.zero_terminal_snr=true", "diffusion.zero_terminal_snr is True.*choose diffusion.objective=v"),
         ("--model.convnext_mult=0", "model.convnext_mult"), ("--diffusion.timesteps=1", "diffusion.timesteps is 1"),
     ],
 )
 def test_values_that_cannot_be_are_named(word, key):
     with pytest.raises(UserError, match=key):
         load(None, [word])
+
+
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        (["loss_weight=min_snr", "p2_gamma=1"], "diffusion.p2_gamma is 1.0: .* diffusion.loss_weight is min_snr"),
+        (["loss_weight=vlb", "loss=huber"], "diffusion.loss is 'huber': .* choose diffusion.loss=l2"),
+    ],
+)
+def test_options_that_contradict_each_other_are_named(words, message):
+    with pytest.raises(UserError, match=message):
+        load(None, [f"--diffusion.{word}" for word in words])
+
+
+def test_learned_variance_doubles_the_output(tmp_path):
+    config = load(None, ["--diffusion.variance=learned", "--model.channels=3"])
+    assert config.model.out_dim == 6
+    assert load(write(tmp_path, configuration.to_yaml(config))) == config
+    with pytest.raises(UserError, match="model.out_dim is 3: it must be null or 6, twice model.channels"):
+        load(None, ["--diffusion.variance=learned", "--model.channels=3", "--model.out_dim=3"])
 
 
 @pytest.mark.parametrize(

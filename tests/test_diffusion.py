@@ -4,7 +4,7 @@ import pytest
 from mindspore import Tensor, ops
 from scipy.stats import norm
 
-from ms_diffusion.diffusion import GaussianDiffusion, extract
+from ms_diffusion.diffusion import GaussianDiffusion, discretised_log_likelihood, extract
 from ms_diffusion.errors import UserError
 from ms_diffusion.randomness import image_noise
 
@@ -121,6 +121,298 @@ def test_p2_weights(gamma, k):
         assert value == pytest.approx((k + ab / (1 - ab)) ** -gamma, rel=1e-5)
 
 
+def compiled(function, jit):
+    return ms.jit(function) if jit else function
+
+
+def test_the_default_loss_is_what_it_always_was(jit):
+    """Bit for bit: eq. 14 as this library first had it."""
+    diffusion = GaussianDiffusion()
+    ones = tensor(np.ones(200))
+
+    def model(x, t):
+        return ops.sin(x) + 0.01 * t.reshape((-1, 1, 1, 1))
+
+    def loss(x_start, t, noise):
+        return diffusion.p_losses(model, x_start, t, noise)
+
+    def first_loss(x_start, t, noise):
+        difference = model(diffusion.q_sample(x_start, t, noise), t) - noise
+        return ops.mean(ops.square(difference) * extract(ones, t, x_start.shape))
+
+    inputs = tensor(random(4, 1, 8, 8)), steps(0, 1, 100, 199), tensor(random(4, 1, 8, 8, seed=1))
+    assert compiled(loss, jit)(*inputs).asnumpy() == compiled(first_loss, jit)(*inputs).asnumpy()
+
+
+# ---- What the network predicts ----
+
+OBJECTIVES = ["eps", "x_start", "v"]
+
+
+def truths(diffusion, x_start, noise, *t):
+    """x_t, and the right answer to each objective."""
+    ab = at(diffusion.schedule.alphas_cumprod, *t)
+    v = np.sqrt(ab) * noise - np.sqrt(1 - ab) * x_start
+    return np.sqrt(ab) * x_start + np.sqrt(1 - ab) * noise, {"eps": noise, "x_start": x_start, "v": v}
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_a_perfect_network_of_each_objective(objective, jit):
+    diffusion = GaussianDiffusion(objective=objective, clip_x_start=False)
+    x_start, noise, t = random(3, 1, 2, 2), random(3, 1, 2, 2, seed=1), (0, 50, 150)
+    x_t, right = truths(diffusion, x_start, noise, *t)
+    answer = tensor(right[objective])
+
+    def model(x_t, t):
+        return answer
+
+    def run(x_t, t, x_start, noise):
+        mean, _, _ = diffusion.p_mean_variance(model, x_t, t)
+        both = diffusion.predictions(model, x_t, t, *diffusion.signal_and_sigma(t, x_t.shape))
+        return (*both, mean, diffusion.p_losses(model, x_start, t, noise))
+
+    found = compiled(run, jit)(*map(tensor, [x_t]), steps(*t), tensor(x_start), tensor(noise))
+    x_found, eps_found, mean, loss = (out.asnumpy() for out in found)
+    # From x_0 the noise of t = 0 is found with an error that 1 / sqrt(1 - alpha-bar_0) magnifies 45 times.
+    assert np.abs(x_found - x_start).max() < 1e-4 and np.abs(eps_found - noise).max() < 1e-4
+    s = diffusion.schedule
+    expected = at(s.posterior_mean_coef1, *t) * x_start + at(s.posterior_mean_coef2, *t) * x_t
+    assert np.abs(mean - expected).max() < 1e-4
+    assert loss < 1e-12
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_x_start_of_each_objective_is_clipped_where_asked(objective):
+    x_t, t = tensor(random(2, 1, 4, 4) * 3), steps(100, 150)
+    free, clipped = (
+        GaussianDiffusion(objective=objective, clip_x_start=clip).p_mean_variance(two_x, x_t, t)[2].asnumpy()
+        for clip in (False, True)
+    )
+    assert np.abs(free).max() > 2
+    assert np.array_equal(clipped, np.clip(free, -1, 1))
+
+
+def two_x(x, t):
+    return 2 * x
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize("gamma", [5.0, 0.5])
+def test_min_snr_weighs_the_error_of_x_start_alike_for_each_objective(objective, gamma, jit):
+    """min(SNR, gamma) d^2 for an error d of x_0, whatever the network predicts; Hang et al. 2023, section 3.4."""
+    diffusion = GaussianDiffusion(objective=objective, loss_weight="min_snr", min_snr_gamma=gamma)
+    x_start, noise, d = random(1, 1, 2, 2), random(1, 1, 2, 2, seed=1), 0.3
+
+    def run(x_start, t, noise, answer):
+        return diffusion.p_losses(lambda x, t: answer, x_start, t, noise)
+
+    loss = compiled(run, jit)
+    for t in (5, 20, 60, 120):
+        ab = diffusion.schedule.alphas_cumprod[t]
+        x_t, _ = truths(diffusion, x_start, noise, t)
+        wrong = x_start + d
+        eps = (x_t - np.sqrt(ab) * wrong) / np.sqrt(1 - ab)
+        answer = {"eps": eps, "x_start": wrong, "v": np.sqrt(ab) * eps - np.sqrt(1 - ab) * wrong}[objective]
+        found = loss(tensor(x_start), steps(t), tensor(noise), tensor(answer))
+        assert float(found.asnumpy()) == pytest.approx(min(ab / (1 - ab), gamma) * d**2, rel=1e-4)
+
+
+def gradient_of(loss, jit, position=0):
+    """The gradient of `loss` by its argument at `position`."""
+    return compiled(ms.grad(loss, position), jit)
+
+
+@pytest.mark.parametrize("variance", ["fixed_small", "fixed_large"])
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_vlb_weights_make_the_loss_the_bound(objective, variance, jit):
+    """The gradient by the prediction is that of T times the bound's terms, for each t; at t = 0 of the density."""
+    options = {"objective": objective, "variance": variance, "clip_x_start": False}
+    weighted, plain = GaussianDiffusion(**options, loss_weight="vlb"), GaussianDiffusion(**options)
+
+    def loss(answer, x_start, t, noise):
+        return weighted.p_losses(lambda x, t: answer, x_start, t, noise)
+
+    def bound(answer, x_start, t, noise):
+        return 200 * ops.mean(plain.vlb_terms(lambda x, t: answer, x_start, t, noise, None))
+
+    answer, x_start, noise = (tensor(random(5, 1, 2, 2, seed=seed)) for seed in range(3))
+    inputs = answer, x_start, steps(0, 1, 2, 50, 150), noise
+    assert_close_for_each_image(*(gradient_of(function, jit)(*inputs).asnumpy() for function in (loss, bound)))
+
+
+def assert_close_for_each_image(found, expected, tolerance=1e-4):
+    """In units of the image's largest number, which is not 0."""
+    largest = np.abs(expected).max(axis=(1, 2, 3))
+    assert largest.min() > 0
+    assert (np.abs(found - expected).max(axis=(1, 2, 3)) / largest).max() < tolerance
+
+
+# ---- Learned variance, Nichol and Dhariwal 2021 ----
+
+
+def saying(prediction, said):
+    """A network that learns its variance."""
+
+    def model(x, t):
+        return ops.concat((prediction, said), axis=1)
+
+    return model
+
+
+def test_the_ends_of_the_learned_variance_are_beta_tilde_and_beta(jit):
+    diffusion, t = GaussianDiffusion(variance="learned"), (0, 1, 100, 199)
+    x = tensor(random(4, 3, 2, 2))
+
+    def run(x_t, t, said):
+        return diffusion.p_mean_variance(saying(x_t, said), x_t, t)[1]
+
+    variance = compiled(run, jit)
+    s = diffusion.schedule
+    tilde = np.append(s.posterior_variance[1], s.posterior_variance[1:])  # beta-tilde_1 is 0: as beta-tilde_2
+    for said, table in ((-1, tilde), (1, s.betas), (0, np.sqrt(tilde * s.betas))):
+        found = variance(x, steps(*t), tensor(np.full(x.shape, said))).asnumpy()
+        assert found.shape == x.shape
+        assert np.abs(found / at(table, *t) - 1).max() < 1e-5
+
+
+def test_a_network_without_room_for_the_variance_is_refused(jit):
+    step = GaussianDiffusion(variance="learned").reverse_step(tenth, jit)
+    x_t = tensor(random(2, 3, 4, 4))
+    with pytest.raises(ValueError, match="returns 6 channels, and this one 3: give it out_dim=6"):
+        step(x_t, steps(0, 1), x_t)
+
+
+def test_learned_variance_in_the_reverse_step(jit):
+    diffusion = GaussianDiffusion(variance="learned")
+    said = tensor(np.ones((2, 1, 4, 4)))
+
+    def model(x, t):
+        return ops.concat((0.1 * x, said), axis=1)
+
+    step, large = diffusion.reverse_step(model, jit), GaussianDiffusion(variance="fixed_large").reverse_step(tenth, jit)
+    x_t, noise, t = tensor(random(2, 1, 4, 4)), tensor(random(2, 1, 4, 4, seed=1)), steps(0, 100)
+    assert np.abs(step(x_t, t, noise).asnumpy() - large(x_t, t, noise).asnumpy()).max() < 1e-5
+
+
+def tenth(x, t):
+    return 0.1 * x
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize("loss", ["l2", "huber"])
+def test_the_hybrid_loss_leaves_the_prediction_to_l_simple(objective, loss, jit):
+    """Its gradient by the prediction is L_simple's, exactly; its gradient by the variance that of the bound / 1000."""
+    fixed = GaussianDiffusion(objective=objective, loss=loss)
+    learned = GaussianDiffusion(objective=objective, loss=loss, variance="learned", clip_x_start=False)
+
+    def simple(prediction, said, x_start, t, noise):
+        return fixed.p_losses(lambda x, t: prediction, x_start, t, noise)
+
+    def hybrid(prediction, said, x_start, t, noise):
+        return learned.p_losses(saying(prediction, said), x_start, t, noise)
+
+    def bound(prediction, said, x_start, t, noise):
+        return 200 * ops.mean(learned.vlb_terms(saying(prediction, said), x_start, t, noise))
+
+    x_start = np.clip(random(4, 1, 2, 2), -1, 1)
+    right = truths(fixed, x_start, random(4, 1, 2, 2, seed=1), 0, 1, 20, 50)[1][objective]
+    inputs = (
+        tensor(right + 0.1 * random(4, 1, 2, 2, seed=2)), tensor(random(4, 1, 2, 2, seed=3)), tensor(x_start),
+        steps(0, 1, 20, 50), tensor(random(4, 1, 2, 2, seed=1)),
+    )
+    expected = gradient_of(simple, jit)(*inputs).asnumpy()
+    assert np.abs(expected).min() > 0
+    assert np.array_equal(gradient_of(hybrid, jit)(*inputs).asnumpy(), expected)
+    expected = gradient_of(bound, jit, 1)(*inputs).asnumpy() / 1000
+    assert_close_for_each_image(gradient_of(hybrid, jit, 1)(*inputs).asnumpy(), expected)
+    whole = [float(function(*inputs).asnumpy()) for function in (hybrid, simple, bound)]
+    assert whole[0] == pytest.approx(whole[1] + whole[2] / 1000, rel=1e-5)
+
+
+def test_the_learned_bound_as_loss_teaches_the_prediction_too(jit):
+    diffusion = GaussianDiffusion(variance="learned", loss_weight="vlb", clip_x_start=False)
+
+    def loss(prediction, said, x_start, t, noise):
+        return diffusion.p_losses(saying(prediction, said), x_start, t, noise)
+
+    def bound(prediction, said, x_start, t, noise):
+        return 200 * ops.mean(diffusion.vlb_terms(saying(prediction, said), x_start, t, noise))
+
+    noise = random(3, 1, 2, 2)
+    inputs = (
+        tensor(noise + 0.1), tensor(random(3, 1, 2, 2, seed=1)), tensor(np.clip(random(3, 1, 2, 2, seed=2), -1, 1)),
+        steps(0, 1, 100), tensor(noise),
+    )
+    for position in (0, 1):
+        functions = (loss, bound)
+        assert_close_for_each_image(*(gradient_of(f, jit, position)(*inputs).asnumpy() for f in functions))
+
+
+# ---- The variational bound ----
+
+
+def test_a_term_of_the_bound_is_the_divergence_of_two_gaussians(jit):
+    """By quadrature over x_{t-1}, with q from Bayes' rule."""
+    diffusion = GaussianDiffusion(variance="fixed_large", clip_x_start=False)
+    s, t, x_start, noise = diffusion.schedule, 30, 0.4, -0.7
+    x_t = np.sqrt(s.alphas_cumprod[t]) * x_start + np.sqrt(1 - s.alphas_cumprod[t]) * noise
+    precision = s.alphas[t] / s.betas[t] + 1 / (1 - s.alphas_cumprod_prev[t])
+    mean = (np.sqrt(s.alphas[t]) * x_t / s.betas[t] + np.sqrt(s.alphas_cumprod_prev[t]) * x_start
+            / (1 - s.alphas_cumprod_prev[t])) / precision
+    q = norm(mean, precision**-0.5)
+    eps = 0.2
+    p = norm((x_t - s.betas[t] / np.sqrt(1 - s.alphas_cumprod[t]) * eps) / np.sqrt(s.alphas[t]), np.sqrt(s.betas[t]))
+    grid = np.linspace(mean - 10 * q.std(), mean + 10 * q.std(), 20001)
+    expected = np.sum(q.pdf(grid) * (q.logpdf(grid) - p.logpdf(grid))) * (grid[1] - grid[0])
+
+    def run(x_start, t, noise):
+        return diffusion.vlb_terms(lambda x, t: 0.2 * ops.ones_like(x), x_start, t, noise)
+
+    found = compiled(run, jit)(*(tensor(np.full((1, 1, 2, 2), x)) for x in (x_start,)), steps(t),
+                               tensor(np.full((1, 1, 2, 2), noise)))
+    assert found.asnumpy() == pytest.approx([expected], rel=1e-4)
+
+
+@pytest.mark.parametrize("mean", [-1.02, -0.31, 0.4, 1.0])
+@pytest.mark.parametrize("std", [0.002, 0.05, 1.0])
+def test_the_discretised_gaussian(mean, std, jit):
+    """Against SciPy's distribution function in float64, far into the tails; and all values together are certain."""
+    values = np.linspace(-1, 1, 256)
+    edges = np.concatenate([[-np.inf], (values[1:] + values[:-1]) / 2, [np.inf]])
+    lower, upper = (edges[:-1] - mean) / std, (edges[1:] - mean) / std
+    expected = np.where(lower > 0, norm.sf(lower) - norm.sf(upper), norm.cdf(upper) - norm.cdf(lower))
+
+    def run(x, mean, log_variance):
+        return discretised_log_likelihood(x, mean, log_variance, 256)
+
+    inputs = tensor(values), tensor(np.full(256, mean)), tensor(np.full(256, 2 * np.log(std)))
+    found = compiled(run, jit)(*inputs).asnumpy()
+    seen = expected > 1e-20
+    assert np.abs(found - np.log(np.maximum(expected, 1e-30)))[seen].max() < 0.02
+    assert np.all(found[expected < 1e-32] == found.min()) and found.min() >= np.log(1e-30) - 1e-4
+    assert np.exp(found.astype(np.float64)).sum() == pytest.approx(1, abs=1e-4)
+
+
+def test_zero_terminal_snr_begins_from_noise_alone(jit):
+    """Ancestral sampling of Gaussian data with the perfect v: mean and standard deviation are the data's."""
+    diffusion = GaussianDiffusion(
+        timesteps=200, objective="v", zero_terminal_snr=True, variance="fixed_large", clip_x_start=False
+    )
+    ab = diffusion.schedule.alphas_cumprod
+    # v* = sqrt(ab) eps* - sqrt(1 - ab) x_0*, both linear in x - sqrt(ab) M.
+    slope = tensor(np.sqrt(ab * (1 - ab)) * (1 - S**2) / (ab * S**2 + 1 - ab))
+    offset, signal = tensor(-np.sqrt(1 - ab) * M), tensor(np.sqrt(ab) * M)
+
+    def model(x, t):
+        return extract(slope, t, x.shape) * (x - extract(signal, t, x.shape)) + extract(offset, t, x.shape)
+
+    samples = diffusion.sample(model, image_noise(0, range(16), (1, 64, 64)), jit).asnumpy()
+    mean, std = exact_output(diffusion.schedule, "fixed_large")
+    assert mean == pytest.approx(M, abs=1e-12), "with alpha-bar_T = 0 nothing of the mean is lost"
+    assert abs(samples.mean() - mean) < 3 * std / np.sqrt(samples.size)
+    assert abs(samples.std() - std) < 3 * std / np.sqrt(2 * samples.size)
+
+
 def test_no_noise_is_added_at_the_last_step(jit):
     diffusion = GaussianDiffusion(variance="fixed_large")
     x_t = tensor(random(2, 1, 4, 4))
@@ -234,6 +526,7 @@ def test_loop_yields_every_step_in_both_modes_alike():
         ({"timesteps": 1}, "diffusion.timesteps is 1"), ({"timesteps": 20}, "scale_betas makes the last beta 1,"),
         ({"beta_start": 0.0}, "beta_start"), ({"beta_end": 1.0}, "beta_end"), ({"p2_k": 0.0}, "diffusion.p2_k"),
         ({"p2_gamma": -1.0}, "diffusion.p2_gamma"), ({"loss": "l3"}, "diffusion.loss"),
+        ({"zero_terminal_snr": True}, "diffusion.zero_terminal_snr"), ({"objective": "score"}, "diffusion.objective"),
     ],
 )
 def test_values_that_cannot_be_are_refused(options, key):

@@ -11,6 +11,7 @@ ARROWS = {
     "errors": set(),
     "config": {"errors"},
     "schedules": {"config", "errors"},
+    "conversions": set(),
     "randomness": set(),
     "machine": set(),
     "gpu_libraries": set(),
@@ -34,16 +35,17 @@ ARROWS = {
     "profiling": {"logs", "native", "runtime"},
     "layers": {"config", "errors", "native", "runtime"},
     "graphs": {"graph_cache", "runtime"},
-    "diffusion": {"config", "graphs", "native", "samplers", "schedules"},
+    "diffusion": {"config", "conversions", "graphs", "native", "samplers", "schedules"},
     "stream": {"data", "errors", "runtime"},
     "visualize": {"errors"},
     "comparison_report": {"config", "data", "errors", "visualize"},
     # floor 2
     "unet": {"config", "layers"},
+    "likelihood": {"conversions", "diffusion", "graphs", "randomness", "schedules"},
     # floor 3
     "checkpoint": {"config", "diffusion", "errors", "logs", "unet"},
     "torch_bridge": {"config", "errors", "unet"},
-    "torch_twin": {"config"},
+    "torch_twin": {"config", "errors"},
     "weight_files": {"checkpoint", "config", "errors", "torch_bridge", "unet"},
     # floor 4
     "evaluation": set(),
@@ -69,6 +71,7 @@ WITHOUT_MINDSPORE = {
     "errors", "config", "schedules", "randomness", "data", "visualize", "comparison_report", "evaluation", "torch_twin",
     "caches", "graph_cache", "native_build", "machine", "interrupt", "workloads", "benchmark",
     "batches", "records", "logs", "metrics", "gpu_libraries", "samplers", "sampling",
+    "conversions",
 }
 WITH_TORCH = {"torch_twin", "comparison", "contestants"}
 WITH_TORCH_INSIDE_A_FUNCTION = {"weight_files"}

@@ -31,6 +31,19 @@ def test_noise_of_a_place_does_not_depend_on_the_others():
     assert np.array_equal(randomness.step_noise(3, 7, [2, 5], (1, 4, 4)), whole[[2, 5]])
 
 
+def test_offset_noise_is_one_more_number_for_each_channel():
+    plain = randomness.step_noise(3, 7, range(400), (2, 3, 3))
+    added = randomness.step_noise(3, 7, range(400), (2, 3, 3), offset=0.1) - plain
+    assert np.abs(added - added[:, :, :1, :1]).max() < 1e-6, "a channel has more than one offset"
+    offsets = added[:, :, 0, 0]
+    assert abs(offsets.mean()) < 4 * 0.1 / np.sqrt(800) and abs(offsets.std() / 0.1 - 1) < 4 / np.sqrt(1600)
+    # Neither the two channels nor offset and noise have anything in common.
+    for other in (offsets[:, 1], plain[:, 0, 0, 0], plain[:, 0].mean(axis=(1, 2))):
+        assert abs(np.corrcoef(offsets[:, 0], other)[0, 1]) < 4 / np.sqrt(400)
+    alone = randomness.step_noise(3, 7, [5], (2, 3, 3), offset=0.1)
+    assert np.abs(alone[0] - (plain + added)[5]).max() < 1e-6
+
+
 def test_noise_of_steps_is_standard_normal_and_uncorrelated():
     noise = np.stack([randomness.step_noise(0, step, range(8), (500,)) for step in range(50)])
     assert abs(noise.mean()) < 4 / np.sqrt(noise.size)

@@ -10,6 +10,7 @@ from ms_diffusion.schedules import (
     make_schedule,
     quadratic_beta_schedule,
     sigmoid_beta_schedule,
+    zero_terminal_snr,
 )
 
 ALL = [("linear", 200), ("linear", 1000), ("quadratic", 200), ("sigmoid", 300), ("cosine", 50), ("cosine", 1000)]
@@ -90,7 +91,28 @@ def test_posterior_variance_published():
     assert variance[[0, 487, 999]] == pytest.approx([0, 0.00979, 0.02], abs=1e-5)
 
 
-@pytest.mark.parametrize("betas", [[0.0, 0.1], [0.1, 1.0], [[0.1]], [0.1, np.nan]])
+@pytest.mark.parametrize("name, timesteps", ALL)
+def test_zero_terminal_snr(name, timesteps):
+    before, after = schedule(name, timesteps), schedule(name, timesteps, zero_terminal_snr=True, objective="v")
+    assert after.sqrt_alphas_cumprod[-1] == 0 and after.betas[-1] == 1 and after.snr[-1] == 0
+    assert after.sqrt_alphas_cumprod[0] == before.sqrt_alphas_cumprod[0]
+    # Between them sqrt(alpha-bar) is the old one, moved and stretched: its steps stand in the same proportions.
+    steps, wanted = np.diff(after.sqrt_alphas_cumprod), np.diff(before.sqrt_alphas_cumprod)
+    assert np.abs(steps / steps.sum() - wanted / wanted.sum()).max() < 1e-12
+    for table in vars(after).values():
+        assert np.isfinite(table[:-1]).all()
+    # x_T tells nothing of x_0: the last posterior is q(x_{T-1} | x_0).
+    assert after.posterior_mean_coef2[-1] == 0
+    assert after.posterior_mean_coef1[-1] == pytest.approx(after.sqrt_alphas_cumprod[-2], rel=1e-15)
+    assert after.posterior_variance[-1] == pytest.approx(1 - after.alphas_cumprod[-2], rel=1e-15)
+
+
+def test_zero_terminal_snr_by_hand():
+    # sqrt(alpha-bar) is 1/2, 1/4, 1/8; less 1/8: 3/8, 1/8, 0; times 4/3: 1/2, 1/6, 0.
+    assert zero_terminal_snr(np.array([0.75, 0.75, 0.75])) == pytest.approx([3 / 4, 8 / 9, 1], abs=1e-15)
+
+
+@pytest.mark.parametrize("betas", [[0.0, 0.1], [1.0, 0.1], [0.1, 1.1], [[0.1]], [0.1, np.nan]])
 def test_impossible_betas_are_refused(betas):
     with pytest.raises(UserError, match="between 0 and 1"):
         NoiseSchedule(np.array(betas))

@@ -197,6 +197,44 @@ def test_loss_curve(trained, run_script, tmp_path):
         assert status == 2 and message in err and err.count("\n") == 1
 
 
+@pytest.mark.parametrize("mode", ["graph", "pynative"])
+def test_likelihood(mode, trained, run_script, tmp_path):
+    words = ["--run", trained, "--num", 3, "--ode", 2, "--probes", 2, f"--runtime.mode={mode}"]
+    status, out, err = run_script("likelihood", *words, "--out", tmp_path / "terms.png")
+    assert status == 0, err
+    lines = out.splitlines()
+    assert lines[0].startswith("3 images of digits; ") and "training steps (ema)" in lines[0]
+    end = next(i for i, line in enumerate(lines) if line.startswith("variational bound: "))
+    assert lines[1].startswith("L_0 ") and lines[2].startswith("L_{t-1}, t = 1 to ")
+    assert lines[end - 1].startswith("L_T ")
+    terms = [float(line.split()[-1]) for line in lines[1:end]]
+    assert sum(terms) == pytest.approx(float(lines[end].split()[2]), abs=1e-3)
+    assert "2 images" in lines[-1] and "with 2 probes" in lines[-1]
+    assert Image.open(tmp_path / "terms.png").width > 500
+
+
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        (["--out={tmp}/a.nonsense"], "must end in"), (["--num=0"], "num"), (["--num=2", "--ode=3"], "--ode is 3"),
+        (["--run={tmp}"], "no run folder"), (["--probes=0"], "probes"),
+    ],
+)
+def test_mistakes_in_likelihood(words, message, trained, run_script, tmp_path):
+    words = [word.format(tmp=tmp_path) for word in words]
+    status, _, err = run_script("likelihood", "--run", trained, "--out", tmp_path / "a.png", *words)
+    assert status == 2 and message in err and err.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_pytorch_has_not_cannot_be_compared(run_script, tmp_path):
+    pytest.importorskip("torch")
+    words = [*TINY, "--diffusion.objective=v", "--out", tmp_path / "report"]
+    status, _, err = run_script("compare_torch", *words)
+    assert status == 2 and "diffusion.objective is 'v': the PyTorch baseline has nothing like it" in err
+    assert err.splitlines()[-1].startswith("error: ")
+
+
 def test_every_command_has_help(run_script):
     launcher = ROOT / "scripts" / "launch_ranks.py"  # train_distributed.sh is its command
     for script in set((ROOT / "scripts").glob("*.py")) - {launcher}:

@@ -202,6 +202,13 @@ def test_the_twin_has_our_options_and_our_checks():
         torch_twin.GaussianDiffusion(timesteps=1)
 
 
+@pytest.mark.parametrize("options", [{"objective": "v"}, {"variance": "learned"}, {"loss_weight": "min_snr"}], ids=str)
+def test_what_the_twin_lacks_is_refused(options):
+    (name, value), = options.items()
+    with pytest.raises(UserError, match=f"diffusion.{name} is '{value}': the PyTorch baseline has nothing like it"):
+        torch_twin.GaussianDiffusion(**options)
+
+
 # ---- The process ----
 
 TABLES = [
@@ -229,7 +236,7 @@ def test_tables(schedule, scale_betas, timesteps):
 ], ids=str)
 def test_tables_of_the_choices(options):
     ours, theirs = GaussianDiffusion(**options), torch_twin.GaussianDiffusion(**options)
-    for name in (*TABLES, "model_variance", "model_std", "p2_loss_weight"):
+    for name in (*TABLES, "model_variance", "model_std", "posterior_log_variance", "model_log_variance", "loss_weight"):
         table = getattr(ours, name).asnumpy()
         error = np.abs(getattr(theirs, name).numpy() - table)
         assert table.shape == (200,) and np.all(error <= 1e-6 * np.abs(table)), name

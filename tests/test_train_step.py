@@ -3,9 +3,11 @@ import numpy as np
 import pytest
 from mindspore import Parameter, Tensor, nn
 
-from ms_diffusion.config import TrainConfig
-from ms_diffusion.diffusion import GaussianDiffusion
+from ms_diffusion.config import Config, DiffusionConfig, ModelConfig, TrainConfig
+from ms_diffusion.diffusion import GaussianDiffusion, build_diffusion
+from ms_diffusion.randomness import weights_generator
 from ms_diffusion.train_step import TrainState, ema_decay, learning_rates, make_optimizer, make_train_step
+from ms_diffusion.unet import build_unet, init_weights
 
 LR, BETA1, BETA2, EPS = 0.01, 0.9, 0.999, 1e-8
 
@@ -57,6 +59,29 @@ def test_three_steps_by_hand(max_grad_norm, jit):
         m, v = BETA1 * m + (1 - BETA1) * gradient, BETA2 * v + (1 - BETA2) * gradient**2
         theta = theta - LR * (m / (1 - BETA1**count)) / (np.sqrt(v / (1 - BETA2**count)) + EPS)
         assert [float(model.a.asnumpy()), float(model.b.asnumpy())] == pytest.approx(theta, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"objective": "v", "zero_terminal_snr": True, "loss_weight": "min_snr"}, {"variance": "learned"},
+        {"objective": "x_start", "loss_weight": "vlb"}, {"variance": "learned", "loss_weight": "vlb"},
+    ], ids=str,
+)
+def test_the_network_learns_whatever_it_is_asked(options):
+    """Thirty steps on one batch, in both modes alike: from the same weights to a smaller loss."""
+    config = Config(model=ModelConfig(dim=8, dim_mults=(1,)), diffusion=DiffusionConfig(timesteps=100, **options))
+    curves = []
+    for jit in (True, False):
+        model = build_unet(config.model)
+        init_weights(model, weights_generator(0))
+        state = TrainState(model, TrainConfig(steps=30, lr=0.003, lr_min=0.003))
+        step = make_train_step(state, build_diffusion(config.diffusion), jit)
+        x_start, t, noise = batch(size=8)
+        inputs = np.clip(x_start, -1, 1), t, noise
+        curves.append([float(step(*map(Tensor, inputs))[0].asnumpy()) for _ in range(30 if jit else 3)])
+    assert np.isfinite(curves[0]).all() and curves[0][-1] < 0.8 * curves[0][0]
+    assert curves[1] == pytest.approx(curves[0][:3], rel=1e-4)
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])

@@ -89,6 +89,14 @@ def test_a_run_of_skipped_steps_has_an_empty_curve(tmp_path):
         assert picture.width > picture.height
 
 
+def test_plot_of_the_bound(tmp_path):
+    visualize.plot_bound(np.array([2.0, *np.geomspace(0.3, 1e-4, 99)]), 1e-6, tmp_path / "bound.png")
+    with Image.open(tmp_path / "bound.png") as picture:
+        pixels = np.asarray(picture.convert("RGB")).astype(int)
+    assert (pixels[..., 2] - pixels[..., 0] > 100).sum() > 100, "L_{t-1} is not there"
+    assert (pixels[..., 0] - pixels[..., 2] > 120).sum() > 10, "L_0 is not there"
+
+
 def test_forward_figure(tmp_path):
     image = np.asarray(Image.open(visualize.photograph()).resize((32, 32))).transpose(2, 0, 1)
     visualize.plot_forward([image, image], [0], tmp_path / "forward.png")
