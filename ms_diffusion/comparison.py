@@ -33,8 +33,8 @@ from ms_diffusion.train_step import TrainState, learning_rates, make_train_step
 
 Arrays = dict[str, np.ndarray]
 """Weights or gradients by their names."""
-Batch = tuple[np.ndarray, np.ndarray, np.ndarray]
-"""Images, t, noise."""
+Batch = tuple[np.ndarray, ...]
+"""Images, t, noise and, of a conditional network, labels."""
 
 
 # ---- All checks ----
@@ -61,7 +61,7 @@ def compare(
         torch_twin.GaussianDiffusion(**dataclasses.asdict(config.diffusion)), config,
     )
     batch = batches.draw_batch(dataset, config, 0)
-    x_t, t = _array(pair.their_diffusion.q_sample(*map(_torch, batch))), batch[1]
+    x_t, t = _array(pair.their_diffusion.q_sample(*map(_torch, batch[:3]))), batch[1]
     if pair.jit:
         print("graph mode compiles four graphs, each before its first number", file=sys.stderr)
 
@@ -274,8 +274,8 @@ def compare_gradients(
     """The loss of `batch` and the gradient of every parameter; also returns ours, by PyTorch's names."""
     parameters = [(name, value) for name, value in pair.model.parameters_and_names() if value.requires_grad]
 
-    def forward(x_start: Tensor, t: Tensor, noise: Tensor) -> Tensor:
-        return pair.diffusion.p_losses(pair.model, x_start, t, noise)
+    def forward(*inputs: Tensor) -> Tensor:
+        return pair.diffusion.p_losses(pair.model, *inputs)
 
     gradients_of = ms.value_and_grad(forward, grad_position=None, weights=[value for _, value in parameters])
     loss, gradients = (ms.jit(gradients_of) if pair.jit else gradients_of)(*map(Tensor, batch))

@@ -54,6 +54,8 @@ class ModelConfig:
     """Channels of the image: 1 is gray, 3 is colour; the data are converted to it."""
     with_time_emb: bool = True
     """Tell the network the time step; without it the network is the same at every noise level."""
+    num_classes: int = 0
+    """Classes of images that the network is told apart by their labels; 0 tells it none."""
     block: Literal["convnext", "resnet"] = "convnext"
     """The block of every stage."""
     convnext_mult: int = 2
@@ -85,6 +87,11 @@ class ModelConfig:
         _require(self.channels >= 1, "model.channels", self.channels, "it must be at least 1")
         _require(self.convnext_mult >= 1, "model.convnext_mult", self.convnext_mult, "it must be at least 1")
         _require(self.resnet_groups >= 1, "model.resnet_groups", self.resnet_groups, "it must be at least 1")
+        _require(self.num_classes >= 0, "model.num_classes", self.num_classes, "it must not be negative")
+        _require(
+            self.with_time_emb or not self.num_classes, "model.num_classes", self.num_classes,
+            "it must be 0 where model.with_time_emb is false, because labels are told with the time step",
+        )
         if self.block == "resnet":
             widths = sorted({self.dim, *(self.dim * m for m in self.dim_mults)})
             _require(
@@ -250,6 +257,8 @@ class TrainConfig:
     """The scale grows no further: in fp32 nothing else would stop it."""
     max_skipped_steps: int = 50
     """Steps in a row that may overflow and be skipped; one more ends the run. From the first scale to 1 it is 16."""
+    label_drop: float = 0.1
+    """Probability with which an image's label is kept from the network, for guidance; only with model.num_classes."""
     ema_decay: float = 0.999
     """Decay of the weights' moving average, which sampling uses; 0 keeps no average."""
     ema_ramp: float = 10.0
@@ -301,6 +310,7 @@ class TrainConfig:
         )
         for name in ("adam_beta1", "adam_beta2", "ema_decay"):
             _require(0 <= getattr(self, name) < 1, f"train.{name}", getattr(self, name), "it must be in [0, 1)")
+        _require(0 <= self.label_drop < 1, "train.label_drop", self.label_drop, "it must be in [0, 1)")
         _require(self.adam_eps > 0, "train.adam_eps", self.adam_eps, "it must be positive")
         _require(
             1 <= self.loss_scale <= self.loss_scale_max < 2.0**120, "train.loss_scale, train.loss_scale_max",

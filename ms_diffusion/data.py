@@ -1,4 +1,4 @@
-"""Training images as uint8 arrays, batches of them as float32 in [-1, 1], and samples back to uint8.
+"""Training images as uint8 arrays, their labels, batches as float32 in [-1, 1], and samples back to uint8.
 
 Nothing here is random: which images make a batch, and which of them are mirrored, are arguments.
 """
@@ -35,6 +35,7 @@ from ms_diffusion.logs import LOG
 PathLike = Union[str, Path]
 
 _IDX = "train-images-idx3-ubyte"
+_IDX_LABELS = "train-labels-idx1-ubyte"
 _SYSTEM = Path("/usr/share/datasets")
 # The files of a dataset, best first; data_batch_1 stands for the extracted folder that it lies in.
 _FILES = {
@@ -56,6 +57,11 @@ _SHA256 = {
         "6d958be074577803d12ecdefd02955f39262c83c16fe9348329d7fe0b5c001ce",  # python
     ),
 }
+_LABELS_SHA256 = {
+    "fashion_mnist": ("bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9",),
+    "mnist": ("65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5",),
+    "cifar10": _SHA256["cifar10"],
+}
 _MIRRORS = {
     "fashion_mnist": (
         f"http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/{_IDX}.gz",
@@ -74,10 +80,14 @@ _EXTENSIONS = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"
 
 @dataclass(frozen=True, eq=False)
 class ImageDataset:
-    """Training images in memory: `images` is uint8 (N, C, H, W), `name` is the dataset's."""
+    """Training images in memory: `images` is uint8 (N, C, H, W), `name` is the dataset's.
+
+    `labels`, int32 (N,), are the images' classes 0, 1, ...; None where nobody asked for them.
+    """
 
     images: np.ndarray
     name: str
+    labels: Optional[np.ndarray] = None
 
     def __len__(self) -> int:
         return len(self.images)
@@ -93,13 +103,18 @@ class ImageDataset:
 class FolderDataset:
     """Training images that stay in their files, `paths`, until a batch asks for them; `name` is the dataset's.
 
-    In place of a picture that cannot be decoded stands the next one that can, so image i depends on the files alone
-    and not on what was asked for before; each such picture is named once. `refuse` ends with its name instead.
+    In place of a picture that cannot be decoded stands the next one (of the same class, where there are `labels`, as
+    in `ImageDataset`) that can, so image i depends on the files alone and not on what was asked for before; each such
+    picture is named once. `refuse` ends with its name instead.
     """
 
-    def __init__(self, paths: Sequence[Path], channels: int, size: int, refuse: bool, name: str = "images") -> None:
+    def __init__(
+        self, paths: Sequence[Path], channels: int, size: int, refuse: bool, name: str = "images",
+        labels: Optional[np.ndarray] = None,
+    ) -> None:
         self.paths = paths
         self.name = name
+        self.labels = labels
         self._shape = (channels, size, size)
         self._refuse = refuse
         self._bad: Dict[int, Tuple[Path, str]] = {}
@@ -123,7 +138,7 @@ class FolderDataset:
         """The first picture that can be decoded, from `first` on and round the end, uint8 (C, H, W)."""
         passed = []  # the bad ones that no other thread has met before
         for i in ((first + k) % len(self) for k in range(len(self))):
-            if i in self._bad:
+            if i in self._bad or (self.labels is not None and self.labels[i] != self.labels[first]):
                 continue
             path = self.paths[i]
             try:
@@ -141,7 +156,8 @@ class FolderDataset:
                 for bad_path, reason in passed:
                     LOG.warning(f"{bad_path} is replaced by {path}, it cannot be decoded ({reason})")
                 return image
-        raise UserError(f"none of the {len(self)} pictures can be decoded any more: are their disk and folder there?")
+        which = f"{len(self)} pictures" if self.labels is None else f"pictures of class {self.labels[first]}"
+        raise UserError(f"none of the {which} can be decoded any more: are their disk and folder there?")
 
 
 def _whole(indices: Sequence[int]) -> np.ndarray:
@@ -184,19 +200,41 @@ def to_uint8(x: np.ndarray) -> np.ndarray:
     return np.rint((np.clip(x, -1, 1) + 1) * 127.5).astype(np.uint8)
 
 
-def make_dataset(config: DataConfig, channels: int) -> Union[ImageDataset, FolderDataset]:
+def make_dataset(config: DataConfig, channels: int, num_classes: int = 0) -> Union[ImageDataset, FolderDataset]:
     """The training images that `config` describes, uint8 (N, channels, image_size, image_size).
 
     In memory, unless it is a folder of pictures that would take more than `data.memory` there. Colour becomes gray by
     PIL's luminance "L". Images of another size are resized on their shorter side (bilinear, antialiased) and cropped in
-    the centre. Raises `UserError` for what cannot be found or read.
+    the centre. With `num_classes` above 0 their labels are read too: those of a folder's pictures are its sorted
+    subfolders, the first on the way to each. Raises `UserError` for what cannot be found or read, and where the data
+    have another number of classes.
     """
+    dataset = _make_dataset(config, channels, num_classes > 0)
+    check_labels(dataset, num_classes)
+    return dataset
+
+
+def check_labels(dataset: Union[ImageDataset, FolderDataset], num_classes: int) -> None:
+    """Raise `UserError` unless `dataset` has the labels of a network of `num_classes` classes."""
+    if not num_classes:
+        return
+    if dataset.labels is None:
+        raise UserError(f"model.num_classes is {num_classes}, and {dataset.name} has no labels: take 0")
+    if len(dataset.labels) != len(dataset):
+        raise UserError(f"{dataset.name} has {len(dataset.labels)} labels of {len(dataset)} images: get another copy")
+    classes = int(dataset.labels.max()) + 1
+    if classes != num_classes:
+        raise UserError(f"model.num_classes is {num_classes}, and {dataset.name} has {classes} classes: take {classes}")
+
+
+def _make_dataset(config: DataConfig, channels: int, labelled: bool) -> Union[ImageDataset, FolderDataset]:
     if channels not in (1, 3):
         raise UserError(f"model.channels is {channels!r}: images have 1 channel (gray) or 3 (colour)")
     if config.name == "images":
-        return _open_folder(config, channels)
-    images = _load_digits() if config.name == "digits" else _load_published(config)
-    return ImageDataset(_convert(images, channels, config.image_size), config.name)
+        return _open_folder(config, channels, labelled)
+    load = _load_digits if config.name == "digits" else partial(_load_published, config)
+    images = _convert(load(labels=False), channels, config.image_size)
+    return ImageDataset(images, config.name, load(labels=True).astype(np.int32) if labelled else None)
 
 
 def read_picture(path: PathLike, channels: int, size: int) -> np.ndarray:
@@ -251,19 +289,21 @@ def _decode(path: Path, channels: int, size: int) -> np.ndarray:
     return _fit(picture, channels, size)
 
 
-def _open_folder(config: DataConfig, channels: int) -> Union[ImageDataset, FolderDataset]:
+def _open_folder(config: DataConfig, channels: int, labelled: bool) -> Union[ImageDataset, FolderDataset]:
     """All pictures under `config.folder` in the order of their relative paths, in memory or left in their files.
 
     EXIF orientation is applied, transparency is composited on white, an animation gives its first frame;
     names that begin with a dot are left out. Into memory every picture is decoded now, so a bad one is found at the
     start. Of those left in their files the headers are read now, unless bad ones are to be skipped.
     """
-    paths = _picture_paths(Path(config.folder).expanduser())
+    folder = Path(config.folder).expanduser()
+    paths = _picture_paths(folder)
+    labels = _subfolder_labels(paths, folder) if labelled else None
     size, refuse = config.image_size, config.undecodable == "refuse"
     if len(paths) * channels * size**2 > config.memory * 2**30:
         if refuse:
             _refuse(_failures(_check_header, paths, "checking"), paths)
-        return FolderDataset(paths, channels, size, refuse, config.name)
+        return FolderDataset(paths, channels, size, refuse, config.name, labels)
 
     images = np.empty((len(paths), channels, size, size), dtype=np.uint8)
 
@@ -277,7 +317,21 @@ def _open_folder(config: DataConfig, channels: int) -> Union[ImageDataset, Folde
         LOG.warning(f"{paths[i]} is left out, it cannot be decoded ({reason})")
     if len(bad) == len(paths):
         raise UserError(f"data.folder {config.folder}: none of its {len(paths)} pictures can be decoded; give another")
-    return ImageDataset(np.delete(images, list(bad), axis=0) if bad else images, config.name)
+    if bad:
+        images = np.delete(images, list(bad), axis=0)
+        labels = np.delete(labels, list(bad)) if labelled else None
+    return ImageDataset(images, config.name, labels)
+
+
+def _subfolder_labels(paths: Sequence[Path], folder: Path) -> np.ndarray:
+    """Of each picture the number of its first subfolder among all of them, sorted by name, int32 (N,)."""
+    names = [path.relative_to(folder).parts[:-1][:1] for path in paths]
+    if () in names:
+        raise UserError(
+            f"{paths[names.index(())]} lies in no subfolder of data.folder, whose name would be its class: put it into "
+            "one, or take model.num_classes 0"
+        )
+    return np.unique(np.array(names)[:, 0], return_inverse=True)[1].astype(np.int32)
 
 
 def _check_header(i: int, path: Path) -> None:
@@ -342,21 +396,28 @@ def _picture_paths(folder: Path) -> List[Path]:
 # Published datasets
 
 
-def _load_digits() -> np.ndarray:
-    """scikit-learn's digits, uint8 (1797, 1, 8, 8), their 0..16 stretched to 0..255."""
+def _load_digits(labels: bool) -> np.ndarray:
+    """scikit-learn's digits, uint8 (1797, 1, 8, 8), their 0..16 stretched to 0..255; or their labels (1797,)."""
     from sklearn.datasets import load_digits
 
+    if labels:
+        return load_digits().target
     return np.rint(load_digits().images * 255 / 16).astype(np.uint8)[:, None]
 
 
-def _load_published(config: DataConfig) -> np.ndarray:
-    """The training images of `config.name`, uint8 (N, C, H, W), from `config.folder` or else the first place."""
+def _load_published(config: DataConfig, labels: bool) -> np.ndarray:
+    """The training images of `config.name`, uint8 (N, C, H, W), from `config.folder` or else the first place.
+
+    Or their `labels`, (N,), from the file beside; where these are official, both come in the same order everywhere.
+    """
     name, cache = config.name, Path(config.cache).expanduser() / config.name
     if config.folder is not None:
-        return _read_own(name, Path(config.folder).expanduser())
+        return _read_own(name, Path(config.folder).expanduser(), labels)
     places = (_SYSTEM / name.replace("_", "-"), cache)
-    attempts = [partial(_read_official, name, path) for place in places for path in _candidates(name, place)]
-    attempts += [partial(_fetch, name, url, cache) for url in _MIRRORS[name] if config.download]
+    paths = [path for place in places for path in _candidates(name, place, labels)]
+    urls = [_file(url, labels) for url in _MIRRORS[name] if config.download]
+    attempts = [partial(_read_official, name, path, labels) for path in paths]
+    attempts += [partial(_fetch, name, url, cache, labels) for url in urls]
     failures: List[str] = []
     for attempt in attempts:
         try:
@@ -370,58 +431,66 @@ def _load_published(config: DataConfig) -> np.ndarray:
     reason = "no mirror could give it" if config.download else "data.download is false"
     package = ", or on Debian and Ubuntu apt-get install dataset-fashion-mnist" if name == "fashion_mnist" else ""
     details = f" ({'; '.join(dict.fromkeys(failures))})" if failures else ""
-    mend = f"put {os.path.basename(_MIRRORS[name][0])} into DIR and give --data.folder DIR{package}"
-    raise UserError(f"{name} is not on this machine and {reason}: {mend}{details}")
+    mend = f"put {_file(os.path.basename(_MIRRORS[name][0]), labels)} into DIR and give --data.folder DIR{package}"
+    what = f"the labels of {name} are" if labels else f"{name} is"
+    raise UserError(f"{what} not on this machine and {reason}: {mend}{details}")
 
 
-def _candidates(name: str, place: Path) -> List[Path]:
-    paths = [place / subfolder / file for subfolder in _SUBFOLDERS[name] for file in _FILES[name]]
+def _file(name: str, labels: bool) -> str:
+    """The name or address of the file of labels that belongs to a file of images."""
+    return name.replace(_IDX, _IDX_LABELS) if labels else name
+
+
+def _candidates(name: str, place: Path, labels: bool) -> List[Path]:
+    paths = [place / subfolder / _file(file, labels) for subfolder in _SUBFOLDERS[name] for file in _FILES[name]]
     return [path for path in paths if os.path.isfile(path)]
 
 
-def _read_own(name: str, folder: Path) -> np.ndarray:
+def _read_own(name: str, folder: Path, labels: bool) -> np.ndarray:
     """The images in a person's own folder: others in the same format are welcome, with a warning."""
-    for path in _candidates(name, folder):
-        images, official = _read(name, path)
+    for path in _candidates(name, folder, labels):
+        values, official = _read(name, path, labels)
         if not official:
-            n, _, height, width = images.shape
-            LOG.warning(f"{path} is not the official {name}; its {n} images of {height}x{width} are used as they are")
-        return images
-    mend = f"put {os.path.basename(_MIRRORS[name][0])} into it, or leave data.folder out to have it searched for"
-    raise UserError(f"data.folder {folder} holds no {name}: {mend}")
+            size = "x".join(map(str, values.shape[2:]))
+            what = f"{len(values)} labels" if labels else f"{len(values)} images of {size}"
+            LOG.warning(f"{path} is not the official {name}; its {what} are used as they are")
+        return values
+    file = _file(os.path.basename(_MIRRORS[name][0]), labels)
+    mend = f"put {file} into it, or leave data.folder out to have it searched for"
+    raise UserError(f"data.folder {folder} holds no {'labels of ' if labels else ''}{name}: {mend}")
 
 
-def _read_official(name: str, path: Path) -> np.ndarray:
-    images, official = _read(name, path)
+def _read_official(name: str, path: Path, labels: bool) -> np.ndarray:
+    values, official = _read(name, path, labels)
     if not official:
         raise UserError(f"{path} is not the official {name}, its checksum differs: get another copy")
-    return images
+    return values
 
 
-def _read(name: str, path: Path) -> Tuple[np.ndarray, bool]:
-    """The images in a file, uint8 (N, C, H, W), and whether they are the official ones."""
+def _read(name: str, path: Path, labels: bool) -> Tuple[np.ndarray, bool]:
+    """The images in a file, uint8 (N, C, H, W), or the labels (N,), and whether they are the official ones."""
     try:
-        images, official = _read_cifar(path) if name == "cifar10" else _read_idx(path, _SHA256[name])
+        values, official = _read_cifar(path, labels) if name == "cifar10" else _read_idx(name, path, labels)
     except (OSError, EOFError, zlib.error, tarfile.TarError, zipfile.BadZipFile) as error:
         raise UserError(f"{path} cannot be read ({_one_line(error)}): get another copy") from error
-    if images.size == 0:
-        raise UserError(f"{path} holds no images: get another copy")
-    return images, official
+    if values.size == 0:
+        raise UserError(f"{path} holds no {'labels' if labels else 'images'}: get another copy")
+    return values, official
 
 
-def _fetch(name: str, url: str, cache: Path) -> np.ndarray:
-    """The images that `url` gives; the file enters the cache only whole and with the right checksum."""
+def _fetch(name: str, url: str, cache: Path, labels: bool) -> np.ndarray:
+    """The images or labels that `url` gives; the file enters the cache only whole and with the right checksum."""
     try:
         cache.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix="partial-", dir=cache) as folder:
             file = Path(folder, os.path.basename(url))
             _download(url, file)
             try:
-                images = _read_official(name, file)
+                values = _read_official(name, file, labels)
             except UserError as error:
                 raise UserError(str(error).replace(str(file), url)) from error
             os.replace(file, cache / file.name)
-            return images
+            return values
     except OSError as error:
         raise UserError(f"data.cache {cache} cannot be written ({error}): give another by --data.cache") from error
 
@@ -444,29 +513,34 @@ def _download(url: str, file: Path) -> None:
 # IDX, the format of MNIST and its relatives
 
 
-def _read_idx(path: Path, checksums: Sequence[str]) -> Tuple[np.ndarray, bool]:
-    content = path.read_bytes()
+def _read_idx(name: str, path: Path, labels: bool) -> Tuple[np.ndarray, bool]:
+    content, file = path.read_bytes(), _file(_IDX, labels)
     if path.suffix == ".zip":
         with zipfile.ZipFile(path) as archive:
-            members = [m for m in archive.namelist() if PurePosixPath(m).name == _IDX]
+            members = [m for m in archive.namelist() if PurePosixPath(m).name == file]
             if not members:
-                raise UserError(f"{path} holds no {_IDX}: get another copy")
+                raise UserError(f"{path} holds no {file}: get another copy")
             content = archive.read(members[0])
     elif path.suffix == ".gz":
-        content = _gunzip(content, path)
-    if len(content) < 16:
-        raise _wrong_size(content, path)
-    if content[:4] != b"\0\0\x08\x03":
-        start = content[:4].hex()
-        raise UserError(f"{path} is not an IDX file of images: it begins with {start}, not 00000803; get {_IDX}")
-    n, height, width = struct.unpack(">3I", content[4:16])
-    if len(content) != 16 + n * height * width:
-        raise _wrong_size(content, path)
-    images = np.frombuffer(content, dtype=np.uint8, offset=16).reshape(n, 1, height, width)
-    return images, hashlib.sha256(content).hexdigest() in checksums
+        content = _gunzip(content, path, labels)
+    kind, dimensions = ("labels", 1) if labels else ("images", 3)
+    start = 4 + 4 * dimensions
+    if len(content) < start:
+        raise _wrong_size(content, path, labels)
+    if content[:4] != bytes([0, 0, 8, dimensions]):
+        begun = content[:4].hex()
+        raise UserError(
+            f"{path} is not an IDX file of {kind}: it begins with {begun}, not 0000080{dimensions}; get {file}"
+        )
+    shape = struct.unpack(f">{dimensions}I", content[4:start])
+    if len(content) != start + math.prod(shape):
+        raise _wrong_size(content, path, labels)
+    values = np.frombuffer(content, dtype=np.uint8, offset=start)
+    official = hashlib.sha256(content).hexdigest() in (_LABELS_SHA256 if labels else _SHA256)[name]
+    return values if labels else values.reshape(shape[0], 1, *shape[1:]), official
 
 
-def _gunzip(compressed: bytes, path: Path) -> bytes:
+def _gunzip(compressed: bytes, path: Path, labels: bool) -> bytes:
     if compressed[:2] != b"\x1f\x8b":
         raise UserError(f"{path} is not gzip: it begins with {compressed[:2].hex()}, not 1f8b; get another copy")
     chunks = []
@@ -475,20 +549,26 @@ def _gunzip(compressed: bytes, path: Path) -> bytes:
             while chunk := stream.read1(1 << 20):
                 chunks.append(chunk)
     except EOFError as error:
-        raise _wrong_size(b"".join(chunks), path) from error
+        raise _wrong_size(b"".join(chunks), path, labels) from error
     return b"".join(chunks)
 
 
-def _wrong_size(content: bytes, path: Path) -> UserError:
-    expected = 16 + math.prod(struct.unpack(">3I", content[4:16])) if len(content) >= 16 else "at least 16"
+def _wrong_size(content: bytes, path: Path, labels: bool) -> UserError:
+    dimensions = 1 if labels else 3
+    start = 4 + 4 * dimensions
+    known = len(content) >= start
+    expected = start + math.prod(struct.unpack(f">{dimensions}I", content[4:start])) if known else f"at least {start}"
     return UserError(f"{path} is damaged: {expected} bytes of content expected, {len(content)} found; get another copy")
 
 
 # CIFAR-10
 
 
-def _read_cifar(path: Path) -> Tuple[np.ndarray, bool]:
-    """The training images in an archive, or in the extracted folder of data_batch_1, uint8 (N, 3, 32, 32)."""
+def _read_cifar(path: Path, labels: bool) -> Tuple[np.ndarray, bool]:
+    """The training images in an archive, or in the extracted folder of data_batch_1, uint8 (N, 3, 32, 32).
+
+    Or their `labels`, (N,).
+    """
     parse, suffix = (_parse_batch, ".bin") if "bin" in path.name else (_unpickle_batch, "")
     names = [f"data_batch_{i}{suffix}" for i in range(1, 6)]
     official = None
@@ -503,16 +583,17 @@ def _read_cifar(path: Path) -> Tuple[np.ndarray, bool]:
     missing = [name for name in names if name not in found]
     if missing:
         raise UserError(f"{path}: {', '.join(missing)} missing; five batches are expected, get another copy")
-    images = np.concatenate([parse(found[name], f"{path}: {name}") for name in names])
-    return images, len(images) == 50000 if official is None else official
+    values = np.concatenate([parse(found[name], f"{path}: {name}", labels) for name in names])
+    return values, len(values) == 50000 if official is None else official
 
 
-def _parse_batch(content: bytes, where: str) -> np.ndarray:
+def _parse_batch(content: bytes, where: str, labels: bool) -> np.ndarray:
     """One record is a label and 3 x 32 x 32 bytes."""
     if len(content) % 3073:
         expected = f"a multiple of 3073 bytes expected, {len(content)} found"
         raise UserError(f"{where} is damaged: {expected}; get another copy")
-    return np.frombuffer(content, dtype=np.uint8).reshape(-1, 3073)[:, 1:].reshape(-1, 3, 32, 32)
+    records = np.frombuffer(content, dtype=np.uint8).reshape(-1, 3073)
+    return records[:, 0] if labels else records[:, 1:].reshape(-1, 3, 32, 32)
 
 
 class _StandIn:
@@ -536,9 +617,15 @@ class _ArrayUnpickler(pickle.Unpickler):
         raise ValueError(f"it asks for {module}.{name}, for which images have no use")
 
 
-def _unpickle_batch(content: bytes, where: str) -> np.ndarray:
+def _unpickle_batch(content: bytes, where: str, labels: bool) -> np.ndarray:
     try:
-        array = _ArrayUnpickler(BytesIO(content), encoding="bytes").load()[b"data"]
+        batch = _ArrayUnpickler(BytesIO(content), encoding="bytes").load()
+        if labels:
+            values = np.array(batch[b"labels"], ndmin=1)
+            if values.dtype.kind != "i" or values.ndim != 1 or values.min() < 0:
+                raise ValueError("its labels are no list of whole numbers")
+            return values
+        array = batch[b"data"]
         _, shape, dtype, fortran_order, pixels = array.state
         if dtype.args[0] not in ("u1", b"u1") or fortran_order or shape[1:] != (3072,):
             raise ValueError("its data are not uint8 (N, 3072)")

@@ -5,6 +5,7 @@ Conventions of the whole library:
 - `model` is any callable `model(x_t, t)` that returns its prediction of the noise, shaped like x_t; or of the image or
   of v, as config.objective says. With config.variance=learned it returns twice the channels: after the prediction
   stands where the log-variance lies, from -1 (beta-tilde_t) to 1 (beta_t).
+- Where there are labels, int32 (B,), the model is `model(x_t, t, y)`.
 - Nothing here is random: every noise is an argument.
 - Tables are computed in float64 and cast once. alpha-bar_{t-1} is 1 at t = 0.
 - The branch at t = 0 is a mask, not a Python `if`, so one compiled graph serves every step.
@@ -26,8 +27,8 @@ from ms_diffusion.config import DiffusionConfig
 from ms_diffusion.samplers import Denoiser
 from ms_diffusion.schedules import NoiseSchedule, make_schedule
 
-Model = Callable[[Tensor, Tensor], Tensor]
-"""(x_t, t) -> what the network predicts: the noise, unless `DiffusionConfig` says something else."""
+Model = Callable[..., Tensor]
+"""(x_t, t) or (x_t, t, y) -> what the network predicts: the noise, unless `DiffusionConfig` says something else."""
 ReverseStep = Callable[[Tensor, Tensor, Tensor], Tensor]
 """(x_t, t, noise) -> x_{t-1}."""
 
@@ -211,16 +212,17 @@ class GaussianDiffusion:
 
     # ---- Training, section 3.4 ----
 
-    def p_losses(self, model: Model, x_start: Tensor, t: Tensor, noise: Tensor) -> Tensor:
+    def p_losses(self, model: Model, x_start: Tensor, t: Tensor, noise: Tensor, *condition: Tensor) -> Tensor:
         """L_simple, the scalar mean distance between the network's target and its prediction; eq. 14, Algorithm 1.
 
         The target is the noise, or as config.objective says. The distance is |d| (l1), d^2 (l2) or Huber's with delta 1
         (huber), weighted by each image's t: `_loss_weight`. Where the variance is learned, `BOUND_WEIGHT` times the
         bound is added, through which the variance alone learns: L_hybrid, Nichol and Dhariwal 2021, eq. 16. There
-        config.loss_weight=vlb is the bound itself: L_vlb.
+        config.loss_weight=vlb is the bound itself: L_vlb. `condition` is what the model takes after t: the labels, or
+        nothing.
         """
         x_t = self.q_sample(x_start, t, noise)
-        prediction, said = self.split(model(x_t, t), x_t)
+        prediction, said = self.split(model(x_t, t, *condition), x_t)
         if self.learns_bound:
             return self.bound(prediction, said, x_start, x_t, t)
         difference = prediction - self.target(x_start, t, noise)

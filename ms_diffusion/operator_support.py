@@ -214,7 +214,10 @@ def compile_steps(path: str, target: str, folder: str) -> None:
     for name, step in steps.items():
         size = _BATCH * (config.train.accumulate if name == "training" else 1)
         images = np.zeros((size, *config.image_shape), np.float32)
-        print_graph(step, (Tensor(images), Tensor(np.zeros(size, np.int32)), Tensor(images)), Path(folder, name))
+        arguments = (Tensor(images), Tensor(np.zeros(size, np.int32)), Tensor(images))
+        if name == "training" and config.model.num_classes:
+            arguments += (Tensor(np.zeros(size, np.int32)),)
+        print_graph(step, arguments, Path(folder, name))
 
 
 def print_graph(step: Callable, arguments: Sequence[Tensor], folder: Path) -> None:

@@ -27,7 +27,7 @@ def weights_generator(seed: int) -> np.random.Generator:
 
 
 def step_generator(seed: int, step: int) -> np.random.Generator:
-    """The generator of what is drawn once for the whole batch of training step `step`: time steps, flips."""
+    """The generator of what is drawn once for the whole batch of step `step`: flips, time steps, dropped labels."""
     return _generator(seed, _STEP, step)
 
 

@@ -23,7 +23,9 @@ from ms_diffusion.unet import build_unet
 
 Arrays = dict[str, np.ndarray]
 
-_TORCH_NAMES = {nn.GroupNorm: {"gamma": "weight", "beta": "bias"}}
+_TORCH_NAMES = {
+    nn.GroupNorm: {"gamma": "weight", "beta": "bias"}, nn.Embedding: {"embedding_table": "weight"},
+}
 """What PyTorch calls the parameters of a cell of that kind, where it differs."""
 
 
@@ -125,6 +127,7 @@ def infer_config(tensors: Arrays, **unseen: Any) -> ModelConfig:
         "dim": dim, "channels": channels, "dim_mults": tuple(width // dim for width in widths), "block": block,
         "init_dim": None if init_dim == dim // 3 * 2 else init_dim,
         "out_dim": None if out_dim == channels else out_dim,
+        "num_classes": next((len(tensors[name]) - 1 for name in tensors if name.startswith("label_emb.")), 0),
         "with_time_emb": any(name.startswith("time_mlp.") for name in tensors),
         "conv_bias": any(
             re.search(r"\.(ds_conv|res_conv|proj|net\.[14])\.bias$|^((downs|ups)\.\d+\.3|final_conv\.1)\.bias$", name)

@@ -280,16 +280,19 @@ class Unet(nn.Module):
             ]))
 
         self.final_conv = nn.Sequential(block(dims[1], dim), nn.Conv2d(dim, out_dim, 1, bias=config.conv_bias))
+        self.label_emb = nn.Embedding(config.num_classes + 1, time_dim) if config.num_classes else None
 
     @classmethod
     def tutorial(cls, dim: int = ModelConfig.dim, **options: Any) -> Unet:
         """The MindSpore tutorial's network in PyTorch."""
         return cls(dim, **{**TUTORIAL, **options})
 
-    def forward(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-        """(B, channels, H, W) and integer (B,) -> (B, out_dim, H, W)."""
+    def forward(self, x: torch.Tensor, t: torch.Tensor, y: Optional[torch.Tensor] = None) -> torch.Tensor:
+        """(B, channels, H, W), integer (B,) and labels (B,), None for num_classes in all -> (B, out_dim, H, W)."""
         x = self.init_conv(x)
         emb = self.time_mlp(t) if self.time_mlp is not None else None
+        if self.label_emb is not None:
+            emb = emb + self.label_emb(torch.full_like(t, self.config.num_classes).long() if y is None else y.long())
 
         skips = []
         for block1, block2, attention, downsample in self.downs:
@@ -393,10 +396,10 @@ class GaussianDiffusion(nn.Module):
         return signal + extract(self.sqrt_one_minus_alphas_cumprod, t, x_start.shape) * noise
 
     def p_losses(
-        self, model: Callable, x_start: torch.Tensor, t: torch.Tensor, noise: torch.Tensor
+        self, model: Callable, x_start: torch.Tensor, t: torch.Tensor, noise: torch.Tensor, *labels: torch.Tensor
     ) -> torch.Tensor:
         """The scalar training loss: l1, l2 or huber, weighted by the p2 weight of each t."""
-        predicted = model(self.q_sample(x_start, t, noise), t)
+        predicted = model(self.q_sample(x_start, t, noise), t, *labels)
         distance = {"l1": F.l1_loss, "l2": F.mse_loss, "huber": F.smooth_l1_loss}[self.config.loss]
         loss = distance(predicted, noise, reduction="none")
         return (loss.flatten(1).mean(1) * self.loss_weight[t.long()]).mean()

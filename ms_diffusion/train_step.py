@@ -17,8 +17,8 @@ from ms_diffusion.diffusion import GaussianDiffusion
 # Unrolled Python loops over the gradients took the compiler two seconds longer.
 _EACH = ops.HyperMap()
 
-TrainStep = Callable[[Tensor, Tensor, Tensor], Tuple[Tensor, Tensor, Tensor]]
-"""(x_start, t, noise) -> loss, global norm of the gradients, are the gradients finite."""
+TrainStep = Callable[..., Tuple[Tensor, Tensor, Tensor]]
+"""(x_start, t, noise), and with labels y -> loss, global norm of the gradients, are the gradients finite."""
 Average = Callable[[Tuple[Tensor, ...]], Tuple[Tensor, ...]]
 """The mean over all ranks of each tensor."""
 
@@ -93,7 +93,7 @@ class TrainState:
 def make_train_step(
     state: TrainState, diffusion: GaussianDiffusion, jit: bool = True, average: Optional[Average] = None
 ) -> TrainStep:
-    """One step of Algorithm 1 on (x_start, t, noise), compiled if `jit`.
+    """One step of Algorithm 1 on (x_start, t, noise) or (x_start, t, noise, y), compiled if `jit`.
 
     In order: forward, gradients of the scaled loss, their mean over the ranks by `average`, their norm unscaled,
     finite?, clip to the global norm, Adam, the moving average, adjust the scale. A step whose gradients overflow
@@ -102,8 +102,8 @@ def make_train_step(
     """
     options, model, optimizer, loss_scaler = state.config, state.model, state.optimizer, state.loss_scaler
 
-    def forward(x_start: Tensor, t: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
-        loss = diffusion.p_losses(model, x_start, t, noise)
+    def forward(*batch: Tensor) -> tuple[Tensor, Tensor]:
+        loss = diffusion.p_losses(model, *batch)
         return loss_scaler.scale(loss), loss
 
     gradients_of = ms.value_and_grad(forward, grad_position=None, weights=optimizer.parameters, has_aux=True)
@@ -141,12 +141,12 @@ def make_train_step(
         ops.assign(loss_scaler.scale_value, ops.clamp(loss_scaler.scale_value, None, options.loss_scale_max))
         return loss / options.accumulate, norm, finite
 
-    def step(x_start: Tensor, t: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        (_, loss), gradients = gradients_of(x_start, t, noise)
+    def step(*batch: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        (_, loss), gradients = gradients_of(*batch)
         return update(loss, gradients)
 
-    def add_micro_batch(x_start: Tensor, t: Tensor, noise: Tensor, first: Tensor) -> Tensor:
-        (_, loss), gradients = gradients_of(x_start, t, noise)
+    def add_micro_batch(first: Tensor, *batch: Tensor) -> Tensor:
+        (_, loss), gradients = gradients_of(*batch)
         # Under ms.jit an assignment inside HyperMap is made only if its value is needed.
         added = _EACH(ops.partial(_add, first), (loss_sum, *sums), (loss, *gradients))
         token = ops.depend(ops.zeros((1,), mstype.float32), added)
@@ -162,10 +162,10 @@ def make_train_step(
     add_micro_batch = _compiled(add_micro_batch, "micro-batch", [*weights, *scale, loss_sum, *sums], jit)
     update_by_sums = _compiled(update_by_sums, "training step", [*changed, loss_sum, *sums], jit)
 
-    def accumulated_step(x_start: Tensor, t: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        parts = (ops.chunk(whole, options.accumulate) for whole in (x_start, t, noise))
+    def accumulated_step(*batch: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        parts = (ops.chunk(whole, options.accumulate) for whole in batch)
         for index, part in enumerate(zip(*parts)):
-            add_micro_batch(*part, Tensor(index == 0))
+            add_micro_batch(Tensor(index == 0), *part)
         return update_by_sums()
 
     return accumulated_step

@@ -17,6 +17,7 @@ from ms_diffusion import (
     batches,
     checkpoint,
     distributed,
+    guidance,
     interrupt,
     layers,
     logs,
@@ -27,7 +28,7 @@ from ms_diffusion import (
     visualize,
 )
 from ms_diffusion.config import Config, to_yaml
-from ms_diffusion.data import FolderDataset, ImageDataset, to_uint8
+from ms_diffusion.data import FolderDataset, ImageDataset, check_labels, to_uint8
 from ms_diffusion.diffusion import GaussianDiffusion, build_diffusion
 from ms_diffusion.errors import UserError
 from ms_diffusion.logs import LOG
@@ -57,9 +58,10 @@ def train(config: Config, dataset: Dataset, folder: Path, resume: bool = False) 
     `config` becomes the run's when all is ready for the first step.
     Started by msrun, this is one rank of several. The caller holds the run (`checkpoint.new_run`, `open_run`).
 
-    Raises `UserError` where the gradients stay infinite, the disk refuses, a picture cannot be read, the ranks differ,
-    or nothing is left to do.
+    Raises `UserError` where the gradients stay infinite, the disk refuses, a picture cannot be read, the labels are not
+    the network's, the ranks differ, or nothing is left to do.
     """
+    check_labels(dataset, config.model.num_classes)
     with logs.to_run(folder, runtime.rank()), interrupt.stop_after_step() as stop:
         LOG.debug("%s", to_yaml(config))
         training = _Training(config, dataset, folder, stop)
@@ -89,11 +91,15 @@ class _Training:
         shapes = ((), *(weight.shape for weight in self.state.optimizer.parameters))
         average = distributed.make_average(shapes) if self.ranks > 1 else None
         self.train_step = make_train_step(self.state, self.diffusion, jit, average)
-        self.reverse_step = self.diffusion.reverse_step(self.state.sampled, jit)
+        size, sampled = min(options.sample_num, BATCH_SIZE), self.state.sampled
+        self.labels = None
+        if self.config.model.num_classes:
+            self.labels = guidance.label_images(range(options.sample_num), range(self.config.model.num_classes))
+            sampled = guidance.Guided(sampled, self.labels[:size], null=self.config.model.num_classes)
+        self.sampled, self.reverse_step = sampled, self.diffusion.reverse_step(sampled, jit)
         self.metrics = Metrics(self.folder, start, options.tensorboard) if self.leads else None
         if options.sample_every:
             # Once now: what cannot be compiled, or does not fit into memory, is found in the evening.
-            size = min(options.sample_num, BATCH_SIZE)
             zeros = Tensor(np.zeros((size, *self.config.image_shape), np.float32))
             runtime.finish((self.reverse_step(zeros, Tensor(np.zeros(size, np.int32)), zeros),))
         LOG.info("a step takes %s", _division(self.config, self.ranks))
@@ -127,7 +133,8 @@ class _Training:
                     raise
                 with profile.step(done):
                     t, noise = batches.draw_noise(config, done - 1, self.rank, self.ranks)
-                    outputs = self.train_step(*map(Tensor, (x_start, t, noise)))
+                    condition = batches.draw_condition(self.dataset, config, done - 1, self.rank, self.ranks)
+                    outputs = self.train_step(*map(Tensor, (x_start, t, noise, *condition)))
                     runtime.finish(outputs)
                 if done == start + 1:
                     LOG.info("the first step took %.1f s", time.perf_counter() - began)
@@ -197,9 +204,15 @@ class _Training:
                 raise _BrokenOff
             return x
 
+        def tell(images: range) -> None:
+            self.sampled.tell(guidance.label_images(images, range(self.config.model.num_classes)))
+
+        before = tell if self.labels is not None else None
         try:
             loop, shape = partial(self.diffusion.p_sample_loop, step), self.config.image_shape
-            images, _ = sample(loop, self.diffusion.timesteps, shape, options.sample_num, options.seed)
+            images, _ = sample(
+                loop, self.diffusion.timesteps, shape, options.sample_num, options.seed, before=before
+            )
         except _BrokenOff:
             LOG.info("the picture after step %d is left out, because of the signal", done)
             return
@@ -208,7 +221,8 @@ class _Training:
         if not np.isfinite(images).all():
             LOG.warning("step %d: the samples are not finite, so there is no picture of them", done)
             return
-        grid = visualize.make_grid(to_uint8(images))
+        images = to_uint8(images)
+        grid = visualize.make_grid(images) if self.labels is None else visualize.label_grid(images, self.labels)
         self.metrics.image(done, np.asarray(grid))
         try:
             visualize.save_picture(grid, self.folder / "samples" / f"step_{done:08d}.png")

@@ -1,11 +1,11 @@
-"""The conditional U-Net eps_theta(x_t, t) of the annotated diffusion tutorial."""
+"""The conditional U-Net eps_theta(x_t, t) of the annotated diffusion tutorial; with labels eps_theta(x_t, t, y)."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
 from functools import partial
-from typing import Any
+from typing import Any, Optional
 
 import numpy as np
 from mindspore import Tensor, nn, ops
@@ -96,15 +96,24 @@ class Unet(nn.Cell):
         out_dim = config.channels if config.out_dim is None else config.out_dim
         self.final_conv = nn.SequentialCell([block(widths[1], dim), Conv2d(dim, out_dim, 1, bias=config.conv_bias)])
 
+        self.num_classes = config.num_classes
+        self.label_emb = None
+        if config.num_classes:  # the last row stands for no label, the null class of Ho and Salimans 2022
+            self.label_emb = nn.Embedding(
+                vocab_size=config.num_classes + 1, embedding_size=time_dim, use_one_hot=False,
+                embedding_table="normal", dtype=mstype.float32, padding_idx=None,
+            )
+
     @classmethod
     def tutorial(cls, dim: int = ModelConfig.dim, **options: Any) -> Unet:
         """The MindSpore tutorial's network, exactly: 2,992,180 parameters at the default sizes."""
         return cls(dim, **{**TUTORIAL, **options})
 
-    def construct(self, x: Tensor, time: Tensor) -> Tensor:
-        """(B, channels, H, W) and int32 (B,) -> (B, out_dim, H, W).
+    def construct(self, x: Tensor, time: Tensor, label: Optional[Tensor] = None) -> Tensor:
+        """(B, channels, H, W), int32 (B,) and, of a conditional network, int32 (B,) -> (B, out_dim, H, W).
 
-        Raises ValueError for a wrong number of channels, or a size that the stages cannot halve.
+        Labels are 0..num_classes-1, and num_classes or None where there is none. Raises ValueError for a wrong number
+        of channels, a size that the stages cannot halve, or labels that the network was not built for.
         """
         if x.shape[1] != self.channels:
             raise ValueError(f"Unet was built for {self.channels} channels and got an image of {x.shape[1]}")
@@ -117,6 +126,11 @@ class Unet(nn.Cell):
         t = None
         if self.time_mlp is not None:
             t = self.time_mlp(time)
+        if self.label_emb is not None:
+            label = ops.full_like(time, self.num_classes, dtype=mstype.int32) if label is None else label
+            t = t + self.label_emb(label)
+        elif label is not None:
+            raise ValueError("Unet was built without classes and got labels")
 
         skips = ()
         for block1, block2, attention, downsample in self.downs:
@@ -137,9 +151,13 @@ class Unet(nn.Cell):
 def init_weights(model: nn.Cell, generator: np.random.Generator) -> None:
     """Draw every weight and bias of `model` from U(-1/sqrt(fan_in), 1/sqrt(fan_in)), PyTorch's default; norms stay.
 
-    He et al. 2015 with a = sqrt(5). Drawn on the host in the order of the cells: the same on every device.
+    He et al. 2015 with a = sqrt(5); an embedding is standard normal. Drawn on the host in the order of the cells: the
+    same on every device.
     """
     for _, cell in model.cells_and_names():
+        if isinstance(cell, nn.Embedding):
+            values = generator.standard_normal(cell.embedding_table.shape)
+            cell.embedding_table.set_data(Tensor(values, mstype.float32))
         if not isinstance(cell, (nn.Conv2d, nn.Conv2dTranspose, nn.Dense)):
             continue
         bound = 1 / math.sqrt(np.prod(cell.weight.shape[1:]))

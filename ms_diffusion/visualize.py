@@ -39,6 +39,14 @@ def make_grid(images: np.ndarray, columns: Optional[int] = None, cell: int = 56)
     return canvas
 
 
+def label_grid(images: np.ndarray, labels: Sequence[int], cell: int = 56) -> Image.Image:
+    """`make_grid` with a row for each of several labels (N,), where all have as many images; else as they come."""
+    counts = np.unique(labels, return_counts=True)[1]
+    if len(counts) == 1 or counts.min() < counts.max():
+        return make_grid(images, cell=cell)
+    return make_grid(images[np.argsort(labels, kind="stable")], int(counts[0]), cell)
+
+
 def picture_suffixes() -> list[str]:
     """The endings of the files that `save_picture` can write, such as ".png"."""
     Image.init()

@@ -65,7 +65,7 @@ def main() -> None:
             if run.config.model != settings.model:
                 raise UserError("model.* is another on the command line than in the run: its weights would not fit")
             model, source = run.model, f"{options.run} after {run.step} steps"
-        dataset = make_dataset(settings.data, settings.model.channels)
+        dataset = make_dataset(settings.data, settings.model.channels, settings.model.num_classes)
         print(config.to_yaml(settings))
         print(f"{len(dataset)} images of {dataset.name}; {device}, {settings.runtime.mode} mode; {source}")
         result = comparison.compare(

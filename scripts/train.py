@@ -43,7 +43,7 @@ def main() -> None:
     device = runtime.setup(settings.runtime)
     runtime.require_precision(settings.train.precision)
     graphs.keep(config.to_yaml(settings), native.library())
-    dataset = make_dataset(settings.data, settings.model.channels)
+    dataset = make_dataset(settings.data, settings.model.channels, settings.model.num_classes)
     folder, resume = Path(options.resume or options.out), options.resume is not None
     with ExitStack() as held:
         if runtime.rank() == 0 and resume:

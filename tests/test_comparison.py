@@ -40,7 +40,8 @@ def configuration(mode="pynative", size=6, **model):
 
 def dataset(config):
     images = np.random.default_rng(0).integers(0, 256, (5, *config.image_shape), dtype=np.uint8)
-    return ImageDataset(images, "noise")
+    classes = config.model.num_classes
+    return ImageDataset(images, "noise", np.arange(5, dtype=np.int32) % classes if classes else None)
 
 
 def first_weights(config):
@@ -137,6 +138,15 @@ def test_our_network_is_pytorchs(block, preset):
     assert len(result.losses[0]) == len(result.losses[1]) == 3
     assert result.samples[0].shape == result.samples[1].shape == (2, *config.image_shape)
     assert "first step moves" in result.notes[0]
+
+
+@pytest.mark.parametrize("mode", ["graph", "pynative"])
+def test_a_conditional_network_is_pytorchs(mode):
+    config = configuration(mode, num_classes=3)
+    result = compare(build_unet(config.model), first_weights(config), config, dataset(config), steps=3,
+                     sampling_steps=3)
+    assert result.passed, verdict(result)
+    assert "label_emb" in {row.name for row in result.rows if row.check == "layer outputs"}
 
 
 def test_graph_mode_without_time_and_with_groups_of_one_channel():

@@ -25,6 +25,7 @@ def another(group, name):
     special = {
         "dim_mults": "[1,1]", "resnet_groups": "2", "lr_min": "1e-06", "lr": "0.5", "beta_start": "0.001",
         "beta_end": "0.03", "out_dim": "1", "adam_beta1": "0.5", "adam_beta2": "0.5", "ema_decay": "0.5",
+        "label_drop": "0.5",
         "folder": "somewhere", "cache": "elsewhere", "image_size": "16", "init_dim": "6", "dim": "32",
     }
     if name in special:

@@ -787,3 +787,109 @@ def test_missing_empty_and_unreadable_folders_are_refused(config, folder, monkey
     monkeypatch.setattr(os, "scandir", denied)
     message = refusal(config("images", folder=str(folder)), 1)
     assert f"data.folder: {folder} cannot be read (Permission denied): mend its permissions" in message
+
+
+# Labels
+
+IDX_LABELS = "train-labels-idx1-ubyte"
+
+
+def idx_labels(labels) -> bytes:
+    return struct.pack(">2I", 0x801, len(labels)) + bytes(labels)
+
+
+def test_digits_have_scikit_learns_labels(config):
+    from sklearn.datasets import load_digits
+
+    dataset = make_dataset(config("digits"), 1, 10)
+    np.testing.assert_array_equal(dataset.labels, load_digits().target)
+    assert dataset.labels.dtype == np.int32 and make_dataset(config("digits"), 1).labels is None
+
+
+@pytest.mark.skipif(
+    not (SYSTEM / "fashion-mnist" / f"{IDX_LABELS}.gz").exists(), reason="dataset-fashion-mnist is not installed"
+)
+def test_fashion_mnist_has_six_thousand_of_each_of_its_ten_labels(config, monkeypatch, capsys):
+    monkeypatch.setattr(data, "_SYSTEM", SYSTEM)
+    dataset = make_dataset(config("fashion_mnist", image_size=28, download=False), 1, 10)
+    assert np.bincount(dataset.labels).tolist() == [6000] * 10
+    assert dataset.labels[:5].tolist() == [9, 0, 0, 3, 0]  # as published: an ankle boot, two shirts, a dress, a shirt
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("name", ["fashion_mnist", "mnist"])
+@pytest.mark.parametrize("suffix", ["", ".gz"])
+def test_labels_lie_beside_the_images(config, official, monkeypatch, tmp_path, tiny, capsys, name, suffix):
+    content = idx_labels([2, 0, 1])
+    checksum = hashlib.sha256(content).hexdigest()
+    monkeypatch.setattr(data, "_LABELS_SHA256", {"fashion_mnist": (checksum,), "mnist": (checksum,)})
+    write(tmp_path / "own/raw" / IDX, idx(tiny))
+    write(tmp_path / "own/raw" / (IDX_LABELS + suffix), gzip.compress(content) if suffix else content)
+    assert make_dataset(config(name, folder=str(tmp_path / "own")), 1, 3).labels.tolist() == [2, 0, 1]
+    assert capsys.readouterr().err == ""
+
+
+def test_the_tutorials_zip_has_labels_too(config, official, tmp_path, tiny, capsys):
+    with zipfile.ZipFile(tmp_path / "dataset.zip", "w") as archive:
+        archive.writestr(f"train/{IDX}", idx(tiny))
+        archive.writestr(f"train/{IDX_LABELS}", idx_labels([0, 1, 1]))
+    assert make_dataset(config("fashion_mnist", folder=str(tmp_path)), 1, 2).labels.tolist() == [0, 1, 1]
+    assert "its 3 labels are used as they are" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("content, num_classes, message", [
+    (None, 3, "holds no labels of mnist: put train-labels-idx1-ubyte.gz into it"),
+    (idx_labels([0, 1, 2]), 4, "model.num_classes is 4, and mnist has 3 classes: take 3"),
+    (idx_labels([0, 1, 2]), 2, "model.num_classes is 2, and mnist has 3 classes"),
+    (idx_labels([0, 1]), 2, "mnist has 2 labels of 3 images"),
+    (idx_labels([0, 1, 2])[:-1], 3, "is damaged: 11 bytes of content expected, 10 found"),
+    (b"\0\0\x08\x01", 3, "at least 8 bytes of content expected, 4 found"),
+    (idx(np.zeros((3, 4, 4), np.uint8)), 3, "is not an IDX file of labels: it begins with 00000803, not 00000801"),
+])
+def test_labels_that_do_not_fit_are_refused(config, official, tmp_path, tiny, content, num_classes, message):
+    write(tmp_path / "own" / IDX, idx(tiny))
+    if content is not None:
+        write(tmp_path / "own" / IDX_LABELS, content)
+    assert message in refusal(config("mnist", folder=str(tmp_path / "own")), 1, num_classes)
+
+
+def test_labels_are_downloaded_from_beside_the_images(config, official, stub, monkeypatch, tmp_path, tiny):
+    content = idx_labels([0, 1, 2])
+    monkeypatch.setattr(data, "_LABELS_SHA256", {"mnist": (hashlib.sha256(content).hexdigest(),)})
+    calls = stub(gzip.compress(idx(tiny)), gzip.compress(content))
+    assert make_dataset(config("mnist"), 1, 3).labels.tolist() == [0, 1, 2]
+    assert [call[0] for call in calls] == [NOWHERE + IDX + ".gz", NOWHERE + IDX_LABELS + ".gz"]
+    assert (tmp_path / "cache/mnist" / f"{IDX_LABELS}.gz").exists()
+
+
+@pytest.mark.parametrize("kind", ["bin", "py"])
+def test_cifar10_labels_are_in_its_batches(config, tmp_path, kind, capsys):
+    """The records above are all labelled 9, the pickles 6 and 9."""
+    write(tmp_path / FORMATS[kind][2], tar(cifar_files(kind)))
+    dataset = make_dataset(config("cifar10", folder=str(tmp_path)), 3, 10)
+    assert dataset.labels.tolist() == ([9] * 10 if kind == "bin" else [6, 9] * 5)
+
+
+@pytest.mark.parametrize("memory", [1.0, 0.0])
+def test_a_pictures_class_is_its_first_subfolder(config, folder, memory):
+    for name in ("dog/a.png", "cat/deep/b.png", "cat-like/c.png", "cat/d.png"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("L", (4, 4), 50).save(folder / name)
+    dataset = make_dataset(config("images", folder=str(folder), memory=memory), 1, 3)
+    assert dataset.labels.tolist() == [1, 0, 0, 2] and dataset.labels.dtype == np.int32  # cat-like/, cat/, cat/, dog/
+    Image.new("L", (4, 4), 50).save(folder / "loose.png")
+    message = refusal(config("images", folder=str(folder), memory=memory), 1, 3)
+    assert "loose.png lies in no subfolder" in message
+
+
+@pytest.mark.parametrize("memory", [1.0, 0.0])
+def test_a_skipped_picture_takes_its_label_with_it(config, folder, memory):
+    """In memory it is left out; on the disk one of its own class stands for it, not the next in line."""
+    for i, name in enumerate(("a/0.png", "a/1.png", "b/0.png")):
+        (folder / name).parent.mkdir(exist_ok=True)
+        Image.new("L", (4, 4), 10 * (i + 1)).save(folder / name)
+    write(folder / "a/1.png", b"broken")
+    dataset = make_dataset(config("images", folder=str(folder), memory=memory, undecodable="skip"), 1, 2)
+    expected = {10: 0, 30: 1}
+    pixels = np.rint((dataset.batch(range(len(dataset)))[:, 0, 0, 0] + 1) * 127.5).astype(int)
+    assert [expected[pixel] for pixel in pixels] == dataset.labels.tolist() == ([0, 1] if memory else [0, 0, 1])

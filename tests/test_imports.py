@@ -36,6 +36,7 @@ ARROWS = {
     "layers": {"config", "errors", "native", "runtime"},
     "graphs": {"graph_cache", "runtime"},
     "diffusion": {"config", "conversions", "graphs", "native", "samplers", "schedules"},
+    "guidance": {"errors"},
     "stream": {"data", "errors", "runtime"},
     "visualize": {"errors"},
     "comparison_report": {"config", "data", "errors", "visualize"},
@@ -44,15 +45,21 @@ ARROWS = {
     "likelihood": {"conversions", "diffusion", "graphs", "randomness", "schedules"},
     # floor 3
     "checkpoint": {"config", "diffusion", "errors", "logs", "unet"},
+    "classifier": {"checkpoint", "config", "diffusion", "errors", "guidance", "layers"},
     "torch_bridge": {"config", "errors", "unet"},
     "torch_twin": {"config", "errors"},
     "weight_files": {"checkpoint", "config", "errors", "torch_bridge", "unet"},
     # floor 4
     "evaluation": set(),
     "train_step": {"config", "diffusion", "graphs", "native"},
+    "classifier_training": {
+        "batches", "checkpoint", "classifier", "config", "data", "diffusion", "layers", "randomness", "runtime",
+        "train_step", "unet",
+    },
     "training": {
-        "batches", "checkpoint", "config", "data", "diffusion", "distributed", "errors", "interrupt", "layers", "logs",
-        "metrics", "profiling", "randomness", "runtime", "sampling", "stream", "train_step", "unet", "visualize",
+        "batches", "checkpoint", "config", "data", "diffusion", "distributed", "errors", "guidance", "interrupt",
+        "layers", "logs", "metrics", "profiling", "randomness", "runtime", "sampling", "stream", "train_step", "unet",
+        "visualize",
     },
     "comparison": {
         "batches", "comparison_report", "config", "data", "diffusion", "errors", "machine", "randomness", "runtime",

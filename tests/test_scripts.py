@@ -290,3 +290,79 @@ def test_the_demo_makes_digits(tmp_path):
     assert float(result.stdout.split("mean probability ")[1].split()[0]) > 0.85
     for name in ("samples.png", "denoise.gif", "loss.png"):
         assert str(run / name) in result.stdout and (run / name).stat().st_size > 1000
+
+
+# ---- Labels ----
+
+
+@pytest.fixture(scope="module")
+def conditional(tmp_path_factory):
+    """A conditional run and a classifier, both of two steps."""
+    folder = tmp_path_factory.mktemp("runs")
+    for script, name in (("train", "run"), ("train_classifier", "classifier")):
+        command = [os.sys.executable, ROOT / "scripts" / f"{script}.py", "--out", folder / name, *TINY]
+        command += ["--train.steps=2", "--model.num_classes=10"]
+        result = subprocess.run(list(map(str, command)), capture_output=True, text=True, cwd=folder)
+        assert result.returncode == 0, result.stderr
+    assert "accuracy on 500 of the training images" in result.stdout
+    return folder
+
+
+@pytest.mark.parametrize("words, labels", [
+    (["--label=all"], [0, 1, 2, 3]), (["--label=3"], [3] * 4), (["--label=5,2", "--guidance=3"], [5, 2, 5, 2]),
+    (["--label=1", "--guidance=2", "--guidance_rescale=0.7", "--guidance_interval=[5,20]"], [1] * 4),
+    (["--label=1,2", "--guidance=2", "--classifier={folder}/classifier"], [1, 2, 1, 2]), ([], None),
+])
+def test_labels_are_sampled(words, labels, conditional, run_script, tmp_path):
+    samples = []
+    for batch_size in (4, 3):
+        npz = tmp_path / f"{batch_size}.npz"
+        status, _, err = run_script(
+            "sample", "--run", conditional / "run", "--num", 4, "--batch_size", batch_size, "--out", tmp_path / "a.png",
+            "--npz", npz, *[word.format(folder=conditional) for word in words],
+        )
+        assert status == 0, err
+        arrays = dict(np.load(npz))
+        assert (arrays["labels"].tolist() if "labels" in arrays else None) == labels
+        samples.append(arrays["samples"])
+    assert np.abs(samples[0] - samples[1]).max() < 1e-4, "image i depends on the batch size"
+
+
+def test_a_classifier_guides_a_run_without_labels(trained, conditional, run_script, tmp_path):
+    pictures = []
+    for weight in (0, 50):
+        words = ["--label=1", f"--guidance={weight}", "--classifier", conditional / "classifier"]
+        status, _, err = run_script(
+            "sample", "--run", trained, "--num", 2, "--out", tmp_path / f"{weight}.png", *words
+        )
+        assert status == 0, err
+        pictures.append((tmp_path / f"{weight}.png").read_bytes())
+    assert pictures[0] != pictures[1]
+
+
+@pytest.mark.parametrize("kind, words, message", [
+    ("run", ["--label=10"], "10 is no label of this run, which has 0 to 9"),
+    ("run", ["--label=cat"], "give a label, several with commas between, or all"),
+    ("run", ["--guidance=2"], "--guidance has no label to guide to: give --label"),
+    ("run", ["--label=1", "--guidance=-1"], "guidance"),
+    ("run", ["--label=1", "--guidance_interval=[9,5]"], "its first noise level must not be above its last"),
+    ("run", ["--label=1", "--classifier={run}"], "does not fit the network"),
+    ("run", ["--label=1", "--classifier={tmp}"], "is no run folder"),
+    ("trained", ["--label=1"], "knows no labels (model.num_classes is 0)"),
+    ("trained", ["--guidance=2"], "--guidance has no label to guide to"),
+])
+def test_mistakes_with_labels(kind, words, message, trained, conditional, run_script, tmp_path):
+    run = trained if kind == "trained" else conditional / "run"
+    words = [word.format(run=conditional / "run", tmp=tmp_path) for word in words]
+    status, _, err = run_script("sample", "--run", run, "--out", tmp_path / "a.png", *words)
+    assert status == 2 and message in err and err.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_another_number_of_classes_than_the_datas(run_script, tmp_path):
+    for script in ("train", "train_classifier"):
+        status, _, err = run_script(script, "--out", tmp_path / "out", *TINY, "--model.num_classes=7")
+        assert status == 2 and "model.num_classes is 7, and digits has 10 classes: take 10" in err
+        assert err.count("\n") == 1 and not (tmp_path / "out").exists()
+    status, _, err = run_script("train_classifier", "--out", tmp_path / "out", *TINY)
+    assert status == 2 and "model.num_classes is 0" in err and not (tmp_path / "out").exists()

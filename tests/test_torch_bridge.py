@@ -22,6 +22,7 @@ CONFIGS = {
     "gain only": ModelConfig(**SMALL, norm="layer", conv_bias=False),
     "no time": ModelConfig(**SMALL, with_time_emb=False, convnext_mult=3),
     "sizes": ModelConfig(dim=12, dim_mults=(1, 3, 2), init_dim=5, out_dim=6, channels=3, attention_norm="layer"),
+    "labels": ModelConfig(**SMALL, num_classes=10),
     "one stage": ModelConfig(dim=8, dim_mults=(2,), channels=2, conv_bias=False),
     "resnet without time": ModelConfig(**SMALL, block="resnet", norm="layer_bias", with_time_emb=False),
 }
@@ -141,6 +142,7 @@ def test_unseen_options_are_what_leaves_the_weights_as_they_are(name):
     config = CONFIGS[name]
     others = {
         "dim": 16, "init_dim": 9, "out_dim": 7, "dim_mults": (1,) if len(config.dim_mults) > 1 else (1, 1),
+        "num_classes": 3 if config.with_time_emb else 0,
         "channels": 5, "with_time_emb": not config.with_time_emb, "convnext_mult": 4, "resnet_groups": 1,
         "block": {"convnext": "resnet", "resnet": "convnext"}[config.block], "conv_bias": not config.conv_bias,
         "gelu": {"erf": "tanh", "tanh": "erf"}[config.gelu], "scale_values": not config.scale_values,
@@ -156,6 +158,8 @@ def test_unseen_options_are_what_leaves_the_weights_as_they_are(name):
     without_effect = {"resnet_groups"} if config.block == "convnext" else {"convnext_mult"}
     if config.block == "resnet" and not config.with_time_emb:
         without_effect.add("gelu")
+    if not config.with_time_emb:
+        without_effect.add("num_classes")  # it cannot be changed
     assert unseen - without_effect == unseen_options(config).keys()
 
 

@@ -1,13 +1,15 @@
 import dataclasses
 import json
 
+import mindspore as ms
 import numpy as np
 import pytest
+from mindspore import Tensor
 from PIL import Image
 
 from ms_diffusion import checkpoint, training
 from ms_diffusion.config import Config, DiffusionConfig, ModelConfig, RuntimeConfig, TrainConfig
-from ms_diffusion.data import ImageDataset
+from ms_diffusion.data import ImageDataset, to_float
 from ms_diffusion.errors import UserError
 from ms_diffusion.train_step import learning_rates
 from ms_diffusion.training import build, train
@@ -23,25 +25,33 @@ def dataset():
     return ImageDataset(np.random.default_rng(0).integers(0, 256, (10, 1, 8, 8), dtype=np.uint8), "noise")
 
 
+def labelled():
+    return ImageDataset(dataset().images, "noise", np.arange(10, dtype=np.int32) % 3)
+
+
+CONDITIONAL = dataclasses.replace(SMALL, model=dataclasses.replace(SMALL.model, num_classes=3))
+
+
 def with_train(config, **options):
     return dataclasses.replace(config, train=dataclasses.replace(config.train, **options))
 
 
 def run(config, folder, **options):
     checkpoint.create_run(folder, config, {})
-    train(config, dataset(), folder, **options)
+    train(config, labelled() if config.model.num_classes else dataset(), folder, **options)
     return checkpoint.read_checkpoint(checkpoint.latest_checkpoint(folder))
 
 
 @pytest.mark.parametrize("mode", ["graph", "pynative"])
-def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(mode, tmp_path):
-    config = dataclasses.replace(SMALL, runtime=RuntimeConfig(mode=mode))
+@pytest.mark.parametrize("kind", [SMALL, CONDITIONAL], ids=["unconditional", "conditional"])
+def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(kind, mode, tmp_path):
+    config = dataclasses.replace(kind, runtime=RuntimeConfig(mode=mode))
     step, whole = run(config, tmp_path / "whole")
     assert step == 6
     # Stopped after its checkpoint at step 4, with lines of metrics beyond it.
     run(config, tmp_path / "parts")
     (tmp_path / "parts" / "checkpoints" / "step_00000006.safetensors").unlink()
-    train(config, dataset(), tmp_path / "parts", resume=True)
+    train(config, labelled() if config.model.num_classes else dataset(), tmp_path / "parts", resume=True)
     step, parts = checkpoint.read_checkpoint(checkpoint.latest_checkpoint(tmp_path / "parts"))
     assert step == 6 and whole.keys() == parts.keys() and len(whole) > 100
     assert [name for name in whole if not np.array_equal(whole[name], parts[name])] == []
@@ -63,7 +73,7 @@ def test_a_run_leaves_its_pictures_and_figures(tmp_path):
 
 
 def test_samples_that_are_not_finite_cost_a_picture_and_no_more(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(training, "sample", lambda *_: (np.full((4, 1, 8, 8), np.nan, np.float32), []))
+    monkeypatch.setattr(training, "sample", lambda *_, **__: (np.full((4, 1, 8, 8), np.nan, np.float32), []))
     assert run(with_train(SMALL, sample_every=3), tmp_path / "run")[0] == 6
     assert not list((tmp_path / "run" / "samples").iterdir())
     assert "step 3: the samples are not finite" in capsys.readouterr().err
@@ -134,9 +144,10 @@ def test_nothing_left_to_do_and_nothing_to_resume(tmp_path):
         train(SMALL, dataset(), tmp_path / "done", resume=True)
 
 
-def test_micro_batches_train_the_network_of_the_whole_batch(tmp_path):
+@pytest.mark.parametrize("kind", [SMALL, CONDITIONAL], ids=["unconditional", "conditional"])
+def test_micro_batches_train_the_network_of_the_whole_batch(kind, tmp_path):
     """Adam divides by the root of a square that may be tiny, so the first learning rates are small, as in a warm-up."""
-    config = with_train(SMALL, lr=1e-4, lr_warmup_steps=6)
+    config = with_train(kind, lr=1e-4, lr_warmup_steps=6, label_drop=0.5)
     whole = run(config, tmp_path / "whole")[1]
     parts = run(with_train(config, batch_size=1, accumulate=4), tmp_path / "parts")[1]
     assert whole.keys() == parts.keys()
@@ -145,3 +156,40 @@ def test_micro_batches_train_the_network_of_the_whole_batch(tmp_path):
     begun = build(config)[0].parameters()
     moved = [np.abs(whole[name] - begun[name].asnumpy()).max() for name in whole if name.startswith("model.")]
     assert min(moved) > 1e-5, "the weights must have moved by more than that"
+
+
+def test_a_picture_of_a_conditional_run_has_a_row_for_each_label(tmp_path):
+    config = with_train(CONDITIONAL, sample_every=6, sample_num=6, ema_decay=0.0)
+    run(config, tmp_path / "run")
+    with Image.open(tmp_path / "run" / "samples" / "step_00000006.png") as picture:
+        assert picture.size == (2 + 2 * 58, 2 + 3 * 58)
+
+
+@pytest.mark.parametrize("data, message", [
+    (dataset(), "model.num_classes is 3, and noise has no labels"),
+    (ImageDataset(dataset().images, "noise", np.arange(10, dtype=np.int32)), "is 3, and noise has 10 classes: take 10"),
+    (ImageDataset(dataset().images, "noise", np.arange(3, dtype=np.int32)), "3 labels of 10 images"),
+])
+def test_labels_that_are_not_the_networks_are_refused(data, message, tmp_path):
+    with pytest.raises(UserError, match=message):
+        train(CONDITIONAL, data, tmp_path / "run")
+
+
+def test_a_network_learns_its_labels(tmp_path):
+    """Three gray levels: told the right one, the network finds the noise better than told another."""
+    levels = np.array([40, 128, 215], np.uint8)
+    images = np.tile(levels.reshape(3, 1, 1, 1), (1, 1, 8, 8))
+    config = with_train(
+        CONDITIONAL, steps=250, batch_size=16, lr=1e-2, checkpoint_every=250, log_every=50, label_drop=0.2
+    )
+    config = dataclasses.replace(config, diffusion=DiffusionConfig(timesteps=30, schedule="cosine"))
+    checkpoint.create_run(tmp_path / "run", config, {})
+    train(config, ImageDataset(images, "levels", np.arange(3, dtype=np.int32)), tmp_path / "run")
+    opened = checkpoint.load_run(tmp_path / "run")
+    noise, labels = np.random.default_rng(0).standard_normal((48, 1, 8, 8)), np.arange(48) % 3
+    x_start, t = to_float(images[labels]), Tensor([25] * 48, ms.int32)
+    x_t = opened.diffusion.q_sample(Tensor(x_start), t, Tensor(noise, ms.float32))
+    right, *wrong = (
+        np.square(opened.model(x_t, t, Tensor((labels + k) % 3, ms.int32)).asnumpy() - noise).mean() for k in range(3)
+    )
+    assert right < 0.95 * min(wrong)  # a network that heeds no label makes them equal

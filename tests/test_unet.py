@@ -146,3 +146,47 @@ def test_gradient_is_the_slope_of_the_loss(jit):
             parameter.set_data(Tensor(value + sign * h * direction, ms.float32))
         losses.append(float(loss_of(x, t).asnumpy()))
     assert slope == pytest.approx((losses[0] - losses[1]) / (2 * h), rel=1e-2)
+
+
+# ---- Labels ----
+
+
+def test_labels_matter_and_no_label_is_the_last_one(jit):
+    model = network(num_classes=3)
+    x = Tensor(np.repeat(inputs(batch=1)[0].asnumpy(), 4, axis=0))
+    t, labels = Tensor([50] * 4, ms.int32), Tensor([0, 1, 2, 3], ms.int32)
+    function = ms.jit(model) if jit else model
+    told = function(x, t, labels).asnumpy()
+    assert min(np.abs(told[i] - told[j]).max() for i in range(4) for j in range(i)) > 1e-3
+    untold = (ms.jit(model) if jit else model)(x, t).asnumpy()
+    assert np.abs(untold - told[3]).max() < 1e-6
+
+
+def test_a_dropped_label_trains_the_last_row_alone(jit):
+    model = network(num_classes=3)
+    x, t = inputs()
+
+    def loss_of(x, t, label):
+        return model(x, t, label).square().mean()
+
+    gradient_of = ms.value_and_grad(loss_of, grad_position=None, weights=[model.label_emb.embedding_table])
+    for labels, rows in (([3, 3], [3]), ([3, 1], [1, 3])):
+        _, (gradient,) = (ms.jit(gradient_of) if jit else gradient_of)(x, t, Tensor(labels, ms.int32))
+        assert np.flatnonzero(np.abs(gradient.asnumpy()).max(axis=1)).tolist() == rows
+
+
+def test_labels_change_no_other_weight():
+    without, model = network(), network(num_classes=3)
+    others = {name: value.asnumpy() for name, value in model.parameters_and_names()}
+    table = others.pop("label_emb.embedding_table")
+    assert table.shape == (4, 32) and 0.7 < table.std() < 1.3 and abs(table.mean()) < 0.4
+    assert all(np.array_equal(others.pop(name), value.asnumpy()) for name, value in without.parameters_and_names())
+    assert not others
+
+
+def test_labels_of_a_network_without_classes_are_refused(jit):
+    model = network()
+    with pytest.raises(ValueError, match="built without classes and got labels"):
+        (ms.jit(model) if jit else model)(*inputs(), Tensor([0, 0], ms.int32))
+    with pytest.raises(UserError, match="model.num_classes is 3: it must be 0 where model.with_time_emb is false"):
+        network(num_classes=3, with_time_emb=False)

@@ -102,3 +102,14 @@ def test_forward_figure(tmp_path):
     visualize.plot_forward([image, image], [0], tmp_path / "forward.png")
     with Image.open(tmp_path / "forward.png") as picture:
         assert picture.width > 1.5 * picture.height
+
+
+def test_a_row_for_each_label():
+    """Six gray images whose level says which label they have, in turn."""
+    images = np.array([10, 20, 30, 11, 21, 31], np.uint8).reshape(6, 1, 1, 1)
+    grid = np.asarray(visualize.label_grid(images, [0, 1, 2, 0, 1, 2], cell=1))
+    assert grid.shape == (2 + 3 * 3, 2 + 2 * 3)
+    assert grid[2::3, 2::3].tolist() == [[10, 11], [20, 21], [30, 31]]
+    for labels in ([0, 1, 2, 0, 1, 1], [4] * 6):
+        plain = np.asarray(visualize.label_grid(images, labels, cell=1))
+        assert np.array_equal(plain, np.asarray(visualize.make_grid(images, cell=1)))
