@@ -1,13 +1,15 @@
 """Let a classifier that was trained on the real digits look at samples of the digits.
 
   python scripts/judge_digits.py --npz samples.npz
+
+Of samples of asked labels it also says how many show what was asked.
 """
 
 import numpy as np
 
 from ms_diffusion.config import Parser
 from ms_diffusion.errors import UserError, exit_on_user_error
-from ms_diffusion.evaluation import judge_digits
+from ms_diffusion.evaluation import judge_accuracy, judge_digits
 
 
 def main() -> None:
@@ -17,7 +19,8 @@ def main() -> None:
     parser.add_argument("--sure", type=float, default=0.8, help="probability from which a digit counts as recognised")
     options = parser.parse_args()
     try:
-        images = np.load(options.npz)["images"]
+        with np.load(options.npz) as arrays:
+            images, labels = arrays["images"], arrays.get("labels")
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"{options.npz} holds no samples of sample.py --npz: {error}") from error
     if images.shape[1:] != (8, 8, 1):
@@ -32,6 +35,12 @@ def main() -> None:
         f"{np.count_nonzero(counts)} of 10 digits found; {len(sure)} of {len(images)} images recognised with "
         f"probability {options.sure:g} or more; mean probability {probabilities.mean():.3f}"
     )
+    if labels is not None:
+        right = np.count_nonzero(digits == labels)
+        print(
+            f"{right} of {len(images)} images, {right / len(images):.1%}, show the asked label; "
+            f"of real digits that the judge has not seen it is right about {judge_accuracy():.1%}"
+        )
 
 
 if __name__ == "__main__":

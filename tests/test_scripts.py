@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from sklearn.datasets import load_digits
 
 from ms_diffusion import checkpoint, data, samplers
 
@@ -357,6 +358,18 @@ def test_mistakes_with_labels(kind, words, message, trained, conditional, run_sc
     status, _, err = run_script("sample", "--run", run, "--out", tmp_path / "a.png", *words)
     assert status == 2 and message in err and err.count("\n") == 1
     assert not list(tmp_path.iterdir())
+
+
+def test_the_judge_compares_with_the_asked_labels(run_script, tmp_path):
+    real = load_digits()
+    images, labels = np.rint(real.images[:50] / 16 * 255).astype(np.uint8)[..., None], real.target[:50].copy()
+    labels[:10] = (labels[:10] + 1) % 10
+    np.savez(tmp_path / "a.npz", images=images, labels=labels)
+    status, out, err = run_script("judge_digits", "--npz", tmp_path / "a.npz")
+    assert status == 0, err
+    assert "40 of 50 images, 80.0%, show the asked label" in out
+    np.savez(tmp_path / "b.npz", images=images)
+    assert "asked" not in run_script("judge_digits", "--npz", tmp_path / "b.npz")[1]
 
 
 def test_another_number_of_classes_than_the_datas(run_script, tmp_path):
