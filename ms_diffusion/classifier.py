@@ -157,7 +157,7 @@ def _check_classifier(ours: Config, theirs: Config, folder: Union[str, Path]) ->
     """Raise `UserError` unless the classifier saw such images with such noise."""
     if ours.image_shape != theirs.image_shape:
         raise UserError(f"{folder} classifies images of {theirs.image_shape}, and the run's are {ours.image_shape}")
-    for name in ("timesteps", "schedule", "beta_start", "beta_end", "scale_betas"):
+    for name in ("timesteps", "schedule", "beta_start", "beta_end", "scale_betas", "zero_terminal_snr"):
         old, new = getattr(ours.diffusion, name), getattr(theirs.diffusion, name)
         if old != new:
             raise UserError(f"diffusion.{name} is {new!r} in {folder} and {old!r} in the run: train another classifier")

@@ -2,7 +2,7 @@
 
   python scripts/sample.py --run runs/digits --num 64 --seed 0 --out samples.png --gif denoise.gif --npz samples.npz
   python scripts/sample.py --run runs/digits --sampler dpmpp_2m --steps 15
-  python scripts/sample.py --run runs/digits_conditional --label all --guidance 2 --num 100 --out samples.png
+  python scripts/sample.py --run runs/digits_conditional --label all --guidance 2 --sampler dpmpp_2m --steps 15
 """
 
 from functools import partial

@@ -1,6 +1,6 @@
 """Train a classifier of noisy images, for classifier guidance, into a folder.
 
-  python scripts/train_classifier.py --config configs/digits_conditional.yaml --out runs/digits_classifier
+  python scripts/train_classifier.py --config configs/digits.yaml --model.num_classes 10 --out runs/digits_classifier
 """
 
 from pathlib import Path
