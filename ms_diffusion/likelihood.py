@@ -128,17 +128,17 @@ def ode_log_likelihood(
 
     The probability-flow ODE carries x_0, taken as x_t at the first noise level, to x_T, and the density with it; Song
     et al. 2021, eqs. 13 and 39. Its time is the angle whose cosine is sqrt(alpha-bar): dx / d angle = v, so it ends,
-    at a right angle, even where the last SNR is 0. Between two steps t follows log SNR linearly. Nothing is clipped.
+    at a right angle, even where the last SNR is 0. Between two steps t is `schedule.time_at`. Nothing is clipped.
 
     The divergence is Hutchinson's estimate: `probes`, of the images' shape, hold 1 and -1 evenly drawn (Rademacher), so
     its mean is exact. `step` comes from `ode_step`; `rtol` and `atol` are those of SciPy's RK45.
     """
     schedule, shape, dimensions = diffusion.schedule, x_start.shape, x_start[0].size
     angles = np.arctan2(schedule.sqrt_one_minus_alphas_cumprod, schedule.sqrt_alphas_cumprod)
-    levels, probe = np.log(np.tan(angles)), Tensor(probes.astype(np.float32))  # -log SNR / 2
+    probe = Tensor(probes.astype(np.float32))
 
     def rate(angle: float, state: np.ndarray) -> np.ndarray:
-        t = np.interp(np.log(np.tan(angle)), levels, np.arange(len(schedule)))
+        t = schedule.time_at(-2 * math.log(math.tan(angle)))
         x_t, kind, coefficients = state[: x_start.size], diffusion.objective, (math.cos(angle), math.sin(angle))
         inputs = x_t.reshape(shape).astype(np.float32), np.full(len(x_start), t, np.float32)
         prediction, product = (out.asnumpy().astype(np.float64) for out in step(*map(Tensor, inputs), probe))

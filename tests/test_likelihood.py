@@ -117,7 +117,7 @@ class Mixture:
 
     def __init__(self, diffusion):
         self.objective = diffusion.config.objective
-        self.log_snr = tensor(np.log(np.maximum(diffusion.schedule.snr, 1e-20)))
+        self.schedule = diffusion.schedule
 
     def log_density(self, x, ab):
         """log p_t of x (N, 2), in float64."""
@@ -126,23 +126,18 @@ class Mixture:
         return logsumexp(np.log(self.weights / (2 * np.pi * variances)) - squares / (2 * variances), axis=1)
 
     def __call__(self, x, t):
-        low = ops.floor(t)
-        index, part = ops.cast(low, ms.int32), t - low
-        after = ops.clamp(index + 1, None, self.log_snr.shape[0] - 1)
-        log_snr = (1 - part) * ops.gather(self.log_snr, index, 0) + part * ops.gather(self.log_snr, after, 0)
-        log_snr = log_snr.reshape((-1, 1, 1, 1))
-        ab, rest = ops.sigmoid(log_snr), ops.sigmoid(-log_snr)
-        signal, sigma = ops.sqrt(ab), ops.sqrt(rest)
+        signal, sigma = self.schedule.amplitudes(float(t.asnumpy()[0]))
+        ab, rest = signal**2, sigma**2
         variances = [ab * std**2 + rest for std in self.stds.tolist()]
         apart = [x - signal * tensor(mean.reshape(1, 1, 1, 2)) for mean in self.means]
         logs = [
-            math.log(weight) - ops.log(variance) - ops.square(d).sum(axis=3, keepdims=True) / (2 * variance)
+            math.log(weight) - math.log(variance) - ops.square(d).sum(axis=3, keepdims=True) / (2 * variance)
             for weight, variance, d in zip(self.weights.tolist(), variances, apart)
         ]
         shares = ops.softmax(ops.concat(logs, axis=3), axis=3)
-        score = -sum(shares[..., k : k + 1] * apart[k] / variances[k] for k in range(2))
-        eps = -sigma * score
-        x_start = (x + rest * score) / signal
+        gains = [signal * std**2 / variance for std, variance in zip(self.stds.tolist(), variances)]
+        x_start = sum(shares[..., k : k + 1] * (tensor(self.means[k]) + gains[k] * apart[k]) for k in range(2))
+        eps = (x - signal * x_start) / sigma
         return {"eps": eps, "x_start": x_start, "v": signal * eps - sigma * x_start}[self.objective]
 
 
