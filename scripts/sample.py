@@ -40,7 +40,8 @@ def main() -> None:
     )
     parser.add_argument("--eta", type=Optional[float], default=None, help="ddim: 0 to 1, DDPM's noise; null means 0")
     parser.add_argument(
-        "--variance", type=Optional[str], default=None, help="ancestral: fixed_small, fixed_large; null means the run's"
+        "--variance", type=Optional[str], default=None,
+        help="ancestral: fixed_small, fixed_large, learned; null means the run's",
     )
     parser.add_argument("--order", type=Optional[int], default=None, help="unipc: from 1 to 4; null means 2")
     parser.add_argument("--churn", type=Optional[float], default=None, help="heun, euler: S_churn; null means 0")
@@ -135,7 +136,7 @@ def make_loop(run: checkpoint.Run, model: nn.Cell, options: Namespace) -> tuple[
         chosen.setdefault("variance", run.config.diffusion.variance)
     sampler = samplers.find(options.sampler, **chosen)
     samplers.check(sampler, run.diffusion.schedule, steps)
-    denoise = run.diffusion.denoiser(model, jit, options.rederive_eps)
+    denoise = run.diffusion.denoiser(model, jit, options.rederive_eps, chosen.get("variance") == "learned")
     return partial(sampler, denoise, run.diffusion.schedule, steps=steps), steps
 
 
