@@ -262,6 +262,25 @@ def test_published_sums_of_ddim(as_v, total, mean):
     assert np.abs(sample).mean() == pytest.approx(mean, abs=1e-3)
 
 
+def test_published_sums_of_ddim_to_either_end():
+    """From beta = 0.01. set_alpha_to_one=False of diffusers ends at the first noise level, alpha-bar_0, not at x_0."""
+    schedule = make_schedule(DiffusionConfig(timesteps=1000, beta_start=0.01))
+    answers = []
+
+    def denoise(x, t):
+        (a, s), eps = schedule.amplitudes(t), x * t / (t + 1)
+        answers.append((np.clip((x - s * eps) / a, -1, 1), eps))
+        return answers[-1]
+
+    x = (np.arange(768).reshape(3, 8, 8, 4) / 768).transpose(3, 0, 1, 2)
+    *_, at_zero, sample = samplers.ddim(denoise, schedule, iter([x]), 10, spacing="leading")
+    x_start, eps = answers[-1]
+    again = math.sqrt(0.99) * x_start + 0.1 * eps  # alpha-bar_0 = 1 - beta_0 = 0.99
+    for found, total, mean in ((sample, 149.8295, 0.1951), (again, 149.0784, 0.1941), (at_zero, 149.0784, 0.1941)):
+        assert np.abs(found).sum() == pytest.approx(total, abs=1e-3)
+        assert np.abs(found).mean() == pytest.approx(mean, abs=1e-4)
+
+
 @pytest.mark.parametrize("t, then, variance", [(420, 400, 0.14771), (980, 960, 0.32460)])
 def test_published_variances_of_ddim(t, then, variance):
     def nothing(x, t):
