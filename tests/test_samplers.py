@@ -3,7 +3,7 @@ import math
 import numpy as np
 import pytest
 from mindspore import ops
-from scipy.integrate import solve_ivp
+from scipy.integrate import quad, solve_ivp
 
 from ms_diffusion import samplers
 from ms_diffusion.config import DiffusionConfig
@@ -236,6 +236,16 @@ def test_order_of_convergence(name, options, order):
     assert slope == pytest.approx(order, abs=0.25 if order in (1, 2) else 0.5), errors
 
 
+def test_dpmpp_3m_is_of_order_3():
+    """Where its first steps, of orders 1 and 2, no longer count."""
+    x, errors = np.linspace(-2.5, 2.5, 41), []
+    for steps in (80, 320):
+        *_, at_zero, _ = samplers.dpmpp_3m(mixture, LINEAR, iter([x.reshape(1, 1, 1, -1)]), steps, **LOG)
+        expected = mixture_flow(x, samplers.times(LINEAR, steps, "log_snr")[0], 0)
+        errors.append(np.sqrt(np.mean((at_zero.ravel() - expected) ** 2)))
+    assert math.log(errors[0] / errors[1]) / math.log(4) == pytest.approx(3, abs=0.05), errors
+
+
 def test_adaptive_solver_keeps_its_tolerance():
     x = np.linspace(-2.5, 2.5, 41)
     *_, sample = samplers.ode(mixture, LINEAR, iter([x.reshape(1, 1, 1, -1)]), 7, tolerance=1e-8)
@@ -394,6 +404,45 @@ def test_dpm_solver_is_diffusers(name, kind, steps, diffusers):
     first = next(theirs)
     ours = samplers.SAMPLERS[name](mixture, LINEAR, normal(), steps, spacing="trailing")
     assert_equal_steps(ours, scheduler, first, noise=theirs)
+
+
+@pytest.mark.parametrize("steps", [5, 20, 50])
+def test_dpmpp_3m_is_diffusers_but_for_half_of_a_bend(steps, diffusers):
+    """Its third order takes u^2 / 2 for the u^2 of the parabola c0 + c1 u + c2 u^2 through the last three x_0.
+
+    u is lambda from the newest of them. Eq. 12 of the paper has x_0'' u^2 / 2, and x_0'' is 2 c2; with half of it
+    the order is 2. Were x_0 not to depend on x_t, the two would differ by what the halves sum up to.
+    """
+    torch = pytest.importorskip("torch")
+    chosen = samplers.times(LINEAR, steps, "trailing")
+    scheduler = diffusers.DPMSolverMultistepScheduler(
+        1000, 1e-4, 0.02, solver_order=3, solver_type="heun", prediction_type="sample", lower_order_final=False,
+    )
+    scheduler.set_timesteps(timesteps=chosen)
+    exact_tables(scheduler, chosen)
+
+    def log_ratio(t):
+        a, s = LINEAR.amplitudes(t)
+        return math.log(a / s)
+
+    def known(t):
+        return np.sin(log_ratio(t) + np.arange(18).reshape(2, 1, 3, 3))
+
+    ours = list(samplers.dpmpp_3m(lambda x, t: (known(t), None), LINEAR, normal(), steps, spacing="trailing"))
+    x, missing, largest = torch.from_numpy(next(normal())), 0.0, 0.0
+    for i, t in enumerate(chosen):
+        x = scheduler.step(torch.from_numpy(known(t)), t, x).prev_sample
+        (_, s), (a1, s1) = LINEAR.amplitudes(t), LINEAR.amplitudes(chosen[i + 1] if i + 1 < steps else -1)
+        missing = s1 / s * missing
+        if i >= 2 and i + 1 < steps:
+            u = [log_ratio(each) - log_ratio(t) for each in chosen[i - 2 : i + 1]]
+            c2 = np.polyfit(u, np.reshape([known(each) for each in chosen[i - 2 : i + 1]], (3, -1)), 2)[0]
+            h = math.log(a1 / s1) - log_ratio(t)
+            integral, _ = quad(lambda u, h: math.exp(u - h) * u**2, 0, h, args=(h,))
+            missing = missing + a1 / 2 * integral * c2.reshape(2, 1, 3, 3)
+        assert np.abs(ours[i] - x.numpy() - missing).max() < 1e-6  # it rounds x to float32
+        largest = max(largest, np.abs(missing).max())
+    assert largest > 1e-3
 
 
 @pytest.mark.parametrize("steps", [5, 20, 50])
