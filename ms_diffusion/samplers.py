@@ -490,6 +490,10 @@ def _edm(
     churn, churn_from, churn_to, churn_noise = churning
     if churn < 0 or churn_noise < 0:
         raise UserError(f"churn is {churn}, churn_noise {churn_noise}: they must not be negative")
+    if churn == 0 and (churn_from, churn_to, churn_noise) != (0.0, math.inf, 1.0):
+        raise UserError("churn is 0, and churn_from, churn_to and churn_noise are parts of it: give churn too")
+    if not churn_from <= churn_to:
+        raise UserError(f"churn_from is {churn_from}, churn_to {churn_to}: the first must not be above the second")
     largest = pairs[0][0].noise / pairs[0][0].signal
     x = next(noise) / pairs[0][0].signal  # x_0 + sigma eps from here on
     for now, then in pairs:
