@@ -84,16 +84,20 @@ def variational_bound(
 
 
 def bound_of_images(
-    step: BoundStep, schedule: NoiseSchedule, x_start: np.ndarray, seed: int, *, batch_size: int, progress: bool = False
+    step: BoundStep, schedule: NoiseSchedule, x_start: np.ndarray, seed: int, *, batch_size: int,
+    progress: bool = False, before: Optional[Callable[[np.ndarray], None]] = None,
 ) -> Bound:
     """`variational_bound` of any number of images, with the noise of `seed`; `batch_size` changes nothing.
 
-    The last batch is filled up and cut, so that a compiled `step` meets one shape only.
+    The last batch is filled up and cut, so that a compiled `step` meets one shape only. `before` is called with the
+    numbers of a batch's images before its first call: for the labels of a `guidance.Guided` model.
     """
     parts = []
     for places in _batches(len(x_start), min(len(x_start), batch_size), progress):
-        noise = image_noise(seed, places, x_start.shape[1:])
-        parts.append(variational_bound(step, schedule, x_start[places % len(x_start)], noise))
+        noise, images = image_noise(seed, places, x_start.shape[1:]), places % len(x_start)
+        if before is not None:
+            before(images)
+        parts.append(variational_bound(step, schedule, x_start[images], noise))
     terms, prior = (np.concatenate(column)[: len(x_start)] for column in zip(*map(astuple, parts)))
     return Bound(terms, prior)
 
@@ -156,12 +160,13 @@ def ode_log_likelihood(
 
 def ode_bound_of_images(
     step: OdeStep, diffusion: GaussianDiffusion, x_start: np.ndarray, seed: int, *, probes: int, batch_size: int,
-    levels: int = LEVELS, progress: bool = False,
+    levels: int = LEVELS, progress: bool = False, before: Optional[Callable[[np.ndarray], None]] = None,
 ) -> np.ndarray:
     """-log p of images whose pixels have `levels` values, (N, probes), each with a Rademacher probe of its own.
 
     Each image is spread evenly over the width of its values, the same for all its probes: then the density bounds the
     probability of the value (Theis et al. 2016, section 3.1). `batch_size` changes no more than the solver's tolerance.
+    `before` is as in `bound_of_images`; a number stands in a batch as often as it has probes there.
     """
     count, shape, half = len(x_start), x_start.shape[1:], 1 / (levels - 1)
     stream = image_noise(seed, range(count), shape)
@@ -171,6 +176,8 @@ def ode_bound_of_images(
     found = []
     for places in _batches(len(images), min(len(images), batch_size), progress):
         places = places % len(images)
+        if before is not None:
+            before(places // probes)
         found.append(ode_log_likelihood(step, diffusion, images[places], signs[places])[0])
     return -(np.concatenate(found)[: len(images)].reshape(count, probes) + math.log(2 * half))
 

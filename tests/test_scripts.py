@@ -288,6 +288,7 @@ def test_likelihood(mode, trained, run_script, tmp_path):
     [
         (["--out={tmp}/a.nonsense"], "must end in"), (["--num=0"], "num"), (["--num=2", "--ode=3"], "--ode is 3"),
         (["--run={tmp}"], "no run folder"), (["--probes=0"], "probes"),
+        (["--labels=own"], "knows no labels (model.num_classes is 0): leave it out"), (["--labels=cat"], "labels"),
     ],
 )
 def test_mistakes_in_likelihood(words, message, trained, run_script, tmp_path):
@@ -396,6 +397,20 @@ def test_labels_are_sampled(words, labels, conditional, run_script, tmp_path):
         assert (arrays["labels"].tolist() if "labels" in arrays else None) == labels
         samples.append(arrays["samples"])
     assert np.abs(samples[0] - samples[1]).max() < 1e-4, "image i depends on the batch size"
+
+
+@pytest.mark.parametrize("mode", ["graph", "pynative"])
+def test_likelihood_of_a_conditional_run(mode, conditional, run_script, tmp_path):
+    """Each image is told its own label, whatever the batches; without labels other figures come out."""
+    words = ["--run", conditional / "run", "--num", 5, "--ode", 2, "--probes", 2, f"--runtime.mode={mode}"]
+    figures = []
+    for more in ([], ["--labels=own", "--batch_size=2"], ["--labels=none"]):
+        status, out, err = run_script("likelihood", *words, *more, "--out", tmp_path / "terms.png")
+        assert status == 0, err
+        assert (", each told its label" in out) == (more != ["--labels=none"])
+        figures.append([float(line.split()[2]) for line in out.splitlines() if " bits/dim " in line])
+    own, small, none = np.array(figures)
+    assert own.shape == (2,) and np.abs(own - small).max() < 2e-3 and np.abs(own - none).min() > 0
 
 
 def test_a_classifier_guides_a_run_without_labels(trained, conditional, run_script, tmp_path):
