@@ -24,6 +24,7 @@ from mindspore import dtype as mstype
 
 from ms_diffusion import conversions, graphs, native
 from ms_diffusion.config import DiffusionConfig
+from ms_diffusion.errors import UserError
 from ms_diffusion.samplers import Denoiser
 from ms_diffusion.schedules import NoiseSchedule, make_schedule
 
@@ -137,15 +138,16 @@ class GaussianDiffusion:
 
     def predictions(
         self, model: Model, x_t: Tensor, t: Tensor, signal: Tensor, sigma: Tensor
-    ) -> Tuple[Tensor, Tensor]:
+    ) -> Tuple[Tensor, Tensor, Optional[Tensor]]:
         """x_0 and eps as the network sees them, whatever it predicts, before clipping; t may lie between two steps.
 
-        `signal` and `sigma` are sqrt(alpha-bar_t) and sqrt(1 - alpha-bar_t), which multiply images.
+        And what it says of the variance, where it learns that. `signal` and `sigma` are sqrt(alpha-bar_t) and
+        sqrt(1 - alpha-bar_t), which multiply images.
         """
-        prediction, _ = self.split(model(x_t, t), x_t)
+        prediction, said = self.split(model(x_t, t), x_t)
         return (
             conversions.to_x_start(prediction, self.objective, x_t, signal, sigma),
-            conversions.to_eps(prediction, self.objective, x_t, signal, sigma),
+            conversions.to_eps(prediction, self.objective, x_t, signal, sigma), said,
         )
 
     def clip(self, x_start: Tensor) -> Tensor:
@@ -277,36 +279,44 @@ class GaussianDiffusion:
         compiled = graphs.compiled(step, "reverse step", parameters)
         return compiled if end is None else native.asleep(compiled)
 
-    def denoiser(self, model: Model, jit: bool = True, rederive_eps: bool = True) -> Denoiser:
+    def denoiser(
+        self, model: Model, jit: bool = True, rederive_eps: bool = True, tell_variance: bool = False
+    ) -> Denoiser:
         """`predictions` with `model` built in, from NumPy to NumPy: what every sampler of `samplers` asks.
 
         Compiled once for all whole t, and once for all fractions, if `jit`; keep it to sample again. x_0 is clipped as
         `clip_x_start` says; with `rederive_eps` eps follows from the clipped x_0, so that x_t stays made of the two.
+        With `tell_variance` what the network says of the variance comes third, for `samplers.ancestral`; raises
+        `UserError` where it does not learn that.
         """
+        if tell_variance and not self.learns_variance:
+            raise UserError(
+                f"variance is learned, but the network learned none (diffusion.variance is {self.config.variance}): "
+                "choose fixed_small or fixed_large"
+            )
         end = native.operator("end") if jit else None
 
-        def step(x_t: Tensor, t: Tensor, signal: Tensor, noise: Tensor) -> Tuple[Tensor, Tensor]:
-            x_start, eps = self.predictions(model, x_t, t, signal, noise)
+        def step(x_t: Tensor, t: Tensor, signal: Tensor, noise: Tensor) -> Tuple[Tensor, ...]:
+            x_start, eps, said = self.predictions(model, x_t, t, signal, noise)
             if self.clip_x_start:
                 x_start = ops.clamp(x_start, -1.0, 1.0)
                 if rederive_eps:
                     eps = (x_t - signal * x_start) / noise
             if end is not None:
                 x_start = ops.depend(x_start, end(ops.zeros((1,), mstype.float32), x_start))
-            return x_start, eps
+            return (x_start, eps, said) if tell_variance else (x_start, eps)
 
         run = step
         if jit:
             parameters = model.get_parameters() if isinstance(model, nn.Cell) else ()
-            run = graphs.compiled(step, f"denoiser {rederive_eps}", parameters)
+            run = graphs.compiled(step, f"denoiser {rederive_eps} {tell_variance}", parameters)
             run = run if end is None else native.asleep(run)
 
-        def denoise(x_t: np.ndarray, t: float) -> Tuple[np.ndarray, np.ndarray]:
+        def denoise(x_t: np.ndarray, t: float) -> Tuple[np.ndarray, ...]:
             whole = isinstance(t, int)
             signal, noise = (Tensor(np.full((1, 1, 1, 1), value, np.float32)) for value in self.schedule.amplitudes(t))
             time = Tensor(np.full(len(x_t), t, np.int32 if whole else np.float32))
-            x_start, eps = run(Tensor(x_t, mstype.float32), time, signal, noise)
-            return x_start.asnumpy(), eps.asnumpy()
+            return tuple(out.asnumpy() for out in run(Tensor(x_t, mstype.float32), time, signal, noise))
 
         return denoise
 

@@ -84,16 +84,20 @@ def variational_bound(
 
 
 def bound_of_images(
-    step: BoundStep, schedule: NoiseSchedule, x_start: np.ndarray, seed: int, *, batch_size: int, progress: bool = False
+    step: BoundStep, schedule: NoiseSchedule, x_start: np.ndarray, seed: int, *, batch_size: int,
+    progress: bool = False, before: Optional[Callable[[np.ndarray], None]] = None,
 ) -> Bound:
     """`variational_bound` of any number of images, with the noise of `seed`; `batch_size` changes nothing.
 
-    The last batch is filled up and cut, so that a compiled `step` meets one shape only.
+    The last batch is filled up and cut, so that a compiled `step` meets one shape only. `before` is called with the
+    numbers of a batch's images before its first call: for the labels of a `guidance.Guided` model.
     """
     parts = []
     for places in _batches(len(x_start), min(len(x_start), batch_size), progress):
-        noise = image_noise(seed, places, x_start.shape[1:])
-        parts.append(variational_bound(step, schedule, x_start[places % len(x_start)], noise))
+        noise, images = image_noise(seed, places, x_start.shape[1:]), places % len(x_start)
+        if before is not None:
+            before(images)
+        parts.append(variational_bound(step, schedule, x_start[images], noise))
     terms, prior = (np.concatenate(column)[: len(x_start)] for column in zip(*map(astuple, parts)))
     return Bound(terms, prior)
 
@@ -128,17 +132,17 @@ def ode_log_likelihood(
 
     The probability-flow ODE carries x_0, taken as x_t at the first noise level, to x_T, and the density with it; Song
     et al. 2021, eqs. 13 and 39. Its time is the angle whose cosine is sqrt(alpha-bar): dx / d angle = v, so it ends,
-    at a right angle, even where the last SNR is 0. Between two steps t follows log SNR linearly. Nothing is clipped.
+    at a right angle, even where the last SNR is 0. Between two steps t is `schedule.time_at`. Nothing is clipped.
 
     The divergence is Hutchinson's estimate: `probes`, of the images' shape, hold 1 and -1 evenly drawn (Rademacher), so
     its mean is exact. `step` comes from `ode_step`; `rtol` and `atol` are those of SciPy's RK45.
     """
     schedule, shape, dimensions = diffusion.schedule, x_start.shape, x_start[0].size
     angles = np.arctan2(schedule.sqrt_one_minus_alphas_cumprod, schedule.sqrt_alphas_cumprod)
-    levels, probe = np.log(np.tan(angles)), Tensor(probes.astype(np.float32))  # -log SNR / 2
+    probe = Tensor(probes.astype(np.float32))
 
     def rate(angle: float, state: np.ndarray) -> np.ndarray:
-        t = np.interp(np.log(np.tan(angle)), levels, np.arange(len(schedule)))
+        t = schedule.time_at(-2 * math.log(math.tan(angle)))
         x_t, kind, coefficients = state[: x_start.size], diffusion.objective, (math.cos(angle), math.sin(angle))
         inputs = x_t.reshape(shape).astype(np.float32), np.full(len(x_start), t, np.float32)
         prediction, product = (out.asnumpy().astype(np.float64) for out in step(*map(Tensor, inputs), probe))
@@ -156,12 +160,13 @@ def ode_log_likelihood(
 
 def ode_bound_of_images(
     step: OdeStep, diffusion: GaussianDiffusion, x_start: np.ndarray, seed: int, *, probes: int, batch_size: int,
-    levels: int = LEVELS, progress: bool = False,
+    levels: int = LEVELS, progress: bool = False, before: Optional[Callable[[np.ndarray], None]] = None,
 ) -> np.ndarray:
     """-log p of images whose pixels have `levels` values, (N, probes), each with a Rademacher probe of its own.
 
     Each image is spread evenly over the width of its values, the same for all its probes: then the density bounds the
     probability of the value (Theis et al. 2016, section 3.1). `batch_size` changes no more than the solver's tolerance.
+    `before` is as in `bound_of_images`; a number stands in a batch as often as it has probes there.
     """
     count, shape, half = len(x_start), x_start.shape[1:], 1 / (levels - 1)
     stream = image_noise(seed, range(count), shape)
@@ -171,6 +176,8 @@ def ode_bound_of_images(
     found = []
     for places in _batches(len(images), min(len(images), batch_size), progress):
         places = places % len(images)
+        if before is not None:
+            before(places // probes)
         found.append(ode_log_likelihood(step, diffusion, images[places], signs[places])[0])
     return -(np.concatenate(found)[: len(images)].reshape(count, probes) + math.log(2 * half))
 

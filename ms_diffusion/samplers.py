@@ -27,8 +27,8 @@ from scipy.integrate import RK45
 from ms_diffusion.errors import UserError
 from ms_diffusion.schedules import NoiseSchedule
 
-Denoiser = Callable[[np.ndarray, float], Tuple[np.ndarray, np.ndarray]]
-"""(x_t, t) -> (x_0, eps)."""
+Denoiser = Callable[[np.ndarray, float], Tuple[np.ndarray, ...]]
+"""(x_t, t) -> (x_0, eps); made for a learned variance, also what the network says of it, from -1 to 1."""
 Steps = Union[int, Sequence[float]]
 """How many, or the times themselves."""
 EVEN = ("trailing", "leading", "linspace")
@@ -96,18 +96,22 @@ def ancestral(
 ) -> Iterator[np.ndarray]:
     """DDPM, Ho et al. 2020, Algorithm 2, on any subset of the steps: Nichol and Dhariwal 2021, section 4.
 
-    `variance` is beta-tilde (fixed_small) or beta (fixed_large) of the steps that are taken. The last adds no noise.
+    `variance` is beta-tilde (fixed_small) or beta (fixed_large) of the steps that are taken, or lies between these two
+    where the network says (learned; `denoise` tells it). The last adds no noise.
     """
-    if variance not in ("fixed_small", "fixed_large"):
-        raise UserError(f"variance is {variance!r}: choose from fixed_small, fixed_large")
+    if variance not in ("fixed_small", "fixed_large", "learned"):
+        raise UserError(f"variance is {variance!r}: choose from fixed_small, fixed_large, learned")
     x = next(noise)
     for now, then in _steps(schedule, steps, spacing):
-        x_start, _ = denoise(x, now.t)
+        x_start, _, *said = denoise(x, now.t)
         alpha = (now.signal / then.signal) ** 2
-        share = (then.noise / now.noise) ** 2
+        share = (then.noise / now.noise) ** 2  # beta-tilde / beta
         x = (then.signal * (1 - alpha) / now.noise**2) * x_start + (math.sqrt(alpha) * share) * x
         if then.noise > 0:
-            x = x + math.sqrt((1 - alpha) * (share if variance == "fixed_small" else 1)) * next(noise)
+            deviation = math.sqrt((1 - alpha) * (share if variance == "fixed_small" else 1))
+            if variance == "learned":
+                deviation = deviation * share ** (0.25 * (1 - said[0]))
+            x = x + deviation * next(noise)
         yield x
 
 
@@ -228,7 +232,8 @@ def dpmpp_3m(
 ) -> Iterator[np.ndarray]:
     """DPM-Solver++(3M): Lu et al. 2022 (arXiv 2211.01095), eq. 12 with n = 3, begun and ended by lower orders.
 
-    Between two levels x_0 is the parabola in lambda through the last three predictions, integrated exactly.
+    Between two levels x_0 is the parabola in lambda through the last three predictions, integrated exactly: order 3.
+    The authors' code and diffusers take half of its bend, which leaves order 2.
     """
     x, history = next(noise), []
     for now, then in _steps(schedule, steps, spacing):
@@ -349,7 +354,7 @@ def ode(
     if not 1e-12 < tolerance < 1:
         raise UserError(f"tolerance is {tolerance}: it must be between 1e-12 and 1")
     x = next(noise)
-    shown = [math.atan2(then.noise, then.signal) for _, then in _steps(schedule, steps, spacing, signal=True)]
+    shown = [math.atan2(then.noise, then.signal) for _, then in _steps(schedule, steps, spacing)]
     angles = [math.atan2(schedule.amplitudes(t)[1], schedule.amplitudes(t)[0]) for t in (len(schedule) - 1, 0)]
 
     def derivative(angle: float, flat: np.ndarray) -> np.ndarray:
@@ -380,7 +385,7 @@ SAMPLERS = {
 """What starts from noise, by its name."""
 
 
-def find(name: str, **options: Any) -> Callable[..., Iterator[np.ndarray]]:
+def find(name: str, **options: Any) -> partial:
     """The sampler `name` of `SAMPLERS` with its `options` filled in; raises `UserError` for one it does not have."""
     if name not in SAMPLERS:
         raise UserError(f"there is no sampler {name}: choose from {', '.join(SAMPLERS)}")
@@ -392,9 +397,10 @@ def find(name: str, **options: Any) -> Callable[..., Iterator[np.ndarray]]:
     return partial(SAMPLERS[name], **options)
 
 
-def check(sampler: Callable[..., Iterator[np.ndarray]], schedule: NoiseSchedule, steps: Steps) -> None:
-    """Raise the `UserError` that `sampler` would raise at its first step."""
-    next(sampler(lambda x, t: (x, x), schedule, repeat(np.zeros((1, 1, 1, 1))), steps))
+def check(sampler: partial, schedule: NoiseSchedule, steps: Steps) -> None:
+    """Raise the `UserError` that `sampler`, which `find` found, would raise at its first step."""
+    answers = 3 if sampler.keywords.get("variance") == "learned" else 2
+    next(sampler(lambda x, t: (x,) * answers, schedule, repeat(np.zeros((1, 1, 1, 1))), steps))
 
 
 # ---- What the samplers share ----
@@ -410,7 +416,10 @@ def _steps(
     """From where to where each step goes; the last ends at the image. `signal`: x_T must hold some."""
     levels = [_level(schedule, t) for t in (*times(schedule, steps, spacing, spacings), -1)]
     if signal and levels[0].signal == 0:
-        raise UserError("x_T holds no signal, and this sampler divides by it: choose ancestral, ddim or dpmpp_2m")
+        raise UserError(
+            "x_T holds no signal, and this sampler divides by it: choose ancestral, ddim, dpmpp_2m, dpmpp_2m_sde, "
+            "dpmpp_3m, unipc or ode"
+        )
     return list(zip(levels, levels[1:]))
 
 
@@ -481,6 +490,10 @@ def _edm(
     churn, churn_from, churn_to, churn_noise = churning
     if churn < 0 or churn_noise < 0:
         raise UserError(f"churn is {churn}, churn_noise {churn_noise}: they must not be negative")
+    if churn == 0 and (churn_from, churn_to, churn_noise) != (0.0, math.inf, 1.0):
+        raise UserError("churn is 0, and churn_from, churn_to and churn_noise are parts of it: give churn too")
+    if not churn_from <= churn_to:
+        raise UserError(f"churn_from is {churn_from}, churn_to {churn_to}: the first must not be above the second")
     largest = pairs[0][0].noise / pairs[0][0].signal
     x = next(noise) / pairs[0][0].signal  # x_0 + sigma eps from here on
     for now, then in pairs:

@@ -85,18 +85,32 @@ class NoiseSchedule:
     def amplitudes(self, t: float) -> Tuple[float, float]:
         """sqrt(alpha-bar_t) and sqrt(1 - alpha-bar_t) at any t from 0 to T-1; 1 and 0 at t = -1, the image.
 
-        Python floats. Between whole t the log-SNR is linear in t.
+        Python floats. Between whole t the log-SNR is linear in t. Where the last SNR is 0, its logarithm would be -inf
+        all along the last interval: there the angle whose cosine is sqrt(alpha-bar) is linear in t. It is finite at
+        both ends, and the network's v is the speed of x_t in it.
         """
         if t == -1:
             return 1.0, 0.0
         if t == int(t):
             return float(self.sqrt_alphas_cumprod[int(t)]), float(self.sqrt_one_minus_alphas_cumprod[int(t)])
+        if t > len(self) - 2 and self._last_turn:
+            rest = (len(self) - 1 - t) * self._last_turn
+            return math.sin(rest), math.cos(rest)
         log_snr = float(np.interp(t, np.arange(len(self)), self.log_snr))
         return (1 + math.exp(-log_snr)) ** -0.5, (1 + math.exp(log_snr)) ** -0.5
 
     def time_at(self, log_snr: float) -> float:
         """The t at which log(alpha-bar_t / (1 - alpha-bar_t)) is `log_snr`; 0 or T-1 where the schedule ends before."""
+        if self._last_turn and log_snr < 2 * math.log(math.tan(self._last_turn)):
+            return len(self) - 1 - math.atan(math.exp(log_snr / 2)) / self._last_turn
         return float(np.interp(-log_snr, -self.log_snr, np.arange(len(self))))
+
+    @property
+    def _last_turn(self) -> float:
+        """The angle from x_{T-1} to an x_T that holds no signal, the paper's T; 0 where it holds some."""
+        if self.alphas_cumprod[-1] > 0:
+            return 0.0
+        return math.asin(math.sqrt(self.alphas_cumprod_prev[-1]))
 
     def __len__(self) -> int:
         return len(self.betas)

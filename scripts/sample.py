@@ -40,11 +40,22 @@ def main() -> None:
     )
     parser.add_argument("--eta", type=Optional[float], default=None, help="ddim: 0 to 1, DDPM's noise; null means 0")
     parser.add_argument(
-        "--variance", type=Optional[str], default=None, help="ancestral: fixed_small, fixed_large; null means the run's"
+        "--variance", type=Optional[str], default=None,
+        help="ancestral: fixed_small, fixed_large, learned; null means the run's",
     )
     parser.add_argument("--order", type=Optional[int], default=None, help="unipc: from 1 to 4; null means 2")
     parser.add_argument("--churn", type=Optional[float], default=None, help="heun, euler: S_churn; null means 0")
+    parser.add_argument(
+        "--churn_from", type=Optional[float], default=None, help="heun, euler: S_tmin, a sigma; null means 0"
+    )
+    parser.add_argument(
+        "--churn_to", type=Optional[float], default=None, help="heun, euler: S_tmax, a sigma; null means no end"
+    )
+    parser.add_argument("--churn_noise", type=Optional[float], default=None, help="heun, euler: S_noise; null means 1")
     parser.add_argument("--snr", type=Optional[float], default=None, help="predictor_corrector: null means 0.16")
+    parser.add_argument(
+        "--corrections", type=Optional[int], default=None, help="predictor_corrector: of each level; null means 1"
+    )
     parser.add_argument("--tolerance", type=Optional[float], default=None, help="ode: of the solver; null means 1e-5")
     parser.add_argument(
         "--rederive_eps", type=bool, default=True,
@@ -124,7 +135,10 @@ def guidance_text(options: Namespace) -> str:
 
 def make_loop(run: checkpoint.Run, model: nn.Cell, options: Namespace) -> tuple[Loop, int]:
     """The sampler that was asked for, with the run's network as `model`, and how many steps it takes."""
-    names = ("spacing", "eta", "variance", "order", "churn", "snr", "tolerance")
+    names = (
+        "spacing", "eta", "variance", "order", "churn", "churn_from", "churn_to", "churn_noise", "snr", "corrections",
+        "tolerance",
+    )
     chosen = {name: options[name] for name in names if options[name] is not None}
     jit, timesteps = options.runtime.mode == "graph", run.diffusion.timesteps
     ancestral = options.sampler == "ancestral"
@@ -135,7 +149,7 @@ def make_loop(run: checkpoint.Run, model: nn.Cell, options: Namespace) -> tuple[
         chosen.setdefault("variance", run.config.diffusion.variance)
     sampler = samplers.find(options.sampler, **chosen)
     samplers.check(sampler, run.diffusion.schedule, steps)
-    denoise = run.diffusion.denoiser(model, jit, options.rederive_eps)
+    denoise = run.diffusion.denoiser(model, jit, options.rederive_eps, chosen.get("variance") == "learned")
     return partial(sampler, denoise, run.diffusion.schedule, steps=steps), steps
 
 

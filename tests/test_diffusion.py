@@ -168,8 +168,8 @@ def test_a_perfect_network_of_each_objective(objective, jit):
 
     def run(x_t, t, x_start, noise):
         mean, _, _ = diffusion.p_mean_variance(model, x_t, t)
-        both = diffusion.predictions(model, x_t, t, *diffusion.signal_and_sigma(t, x_t.shape))
-        return (*both, mean, diffusion.p_losses(model, x_start, t, noise))
+        x_found, eps, _ = diffusion.predictions(model, x_t, t, *diffusion.signal_and_sigma(t, x_t.shape))
+        return (x_found, eps, mean, diffusion.p_losses(model, x_start, t, noise))
 
     found = compiled(run, jit)(*map(tensor, [x_t]), steps(*t), tensor(x_start), tensor(noise))
     x_found, eps_found, mean, loss = (out.asnumpy() for out in found)

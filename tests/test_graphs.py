@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from ms_diffusion import checkpoint, graph_cache, graphs, native, runtime
@@ -119,6 +120,38 @@ def contents(folder):
             del line[varying]
         found[line["step"]] = line
     return found
+
+
+def test_each_guidance_has_a_graph_of_its_own(tmp_path):
+    """Weights of guidance, by the network or by a classifier, in one cache: the images are those made without it."""
+    cache, scripts, npz = tmp_path / "cache", ROOT / "scripts", tmp_path / "samples.npz"
+    cache.mkdir()
+    if native.library():
+        (cache / "native").symlink_to(Path(native.library()).parent)
+    for script in ("train", "train_classifier"):
+        words = [word for word in TINY if "sample" not in word and "checkpoint" not in word]
+        python(scripts / f"{script}.py", "--out", tmp_path / script, *words, "--model.num_classes=10", cache=cache)
+    before, found = entries(cache), {}
+    words = ["--run", tmp_path / "train", "--label=1,2", "--num=2", "--sampler=ddim", "--steps=3"]
+
+    def images(guidance, *others, **variables):
+        known = set(entries(cache))
+        outputs = ["--out", tmp_path / "a.png", "--npz", npz]
+        python(scripts / "sample.py", *words, *guidance, *outputs, cache=cache, **variables)
+        return np.load(npz)["samples"], len(set(entries(cache)) - known)
+
+    for more in ([], ["--classifier", tmp_path / "train_classifier"]):
+        for weight in (1, 3):
+            guidance = [f"--guidance={weight}", *more]
+            expected, made = images(guidance, MS_DIFFUSION_GRAPHS="0")
+            assert made == 0
+            kept, made = images(guidance)
+            assert made == 1 and np.array_equal(kept, expected)
+            assert not [other for other in found.values() if np.array_equal(other, expected)], "the weight matters"
+            found[weight, len(more)] = expected
+    again, made = images(["--guidance=1"])
+    assert made == 0 and np.array_equal(again, found[1, 0])
+    assert len(entries(cache)) == len(before) + 4
 
 
 def test_each_graph_finds_its_own_parameters_and_options(tmp_path):

@@ -35,7 +35,7 @@ ARROWS = {
     "profiling": {"logs", "native", "runtime"},
     "layers": {"config", "errors", "native", "runtime"},
     "graphs": {"graph_cache", "runtime"},
-    "diffusion": {"config", "conversions", "graphs", "native", "samplers", "schedules"},
+    "diffusion": {"config", "conversions", "errors", "graphs", "native", "samplers", "schedules"},
     "guidance": {"errors"},
     "stream": {"data", "errors", "runtime"},
     "visualize": {"errors"},

@@ -2,7 +2,8 @@ import math
 
 import numpy as np
 import pytest
-from scipy.integrate import solve_ivp
+from mindspore import ops
+from scipy.integrate import quad, solve_ivp
 
 from ms_diffusion import samplers
 from ms_diffusion.config import DiffusionConfig
@@ -235,6 +236,16 @@ def test_order_of_convergence(name, options, order):
     assert slope == pytest.approx(order, abs=0.25 if order in (1, 2) else 0.5), errors
 
 
+def test_dpmpp_3m_is_of_order_3():
+    """Where its first steps, of orders 1 and 2, no longer count."""
+    x, errors = np.linspace(-2.5, 2.5, 41), []
+    for steps in (80, 320):
+        *_, at_zero, _ = samplers.dpmpp_3m(mixture, LINEAR, iter([x.reshape(1, 1, 1, -1)]), steps, **LOG)
+        expected = mixture_flow(x, samplers.times(LINEAR, steps, "log_snr")[0], 0)
+        errors.append(np.sqrt(np.mean((at_zero.ravel() - expected) ** 2)))
+    assert math.log(errors[0] / errors[1]) / math.log(4) == pytest.approx(3, abs=0.05), errors
+
+
 def test_adaptive_solver_keeps_its_tolerance():
     x = np.linspace(-2.5, 2.5, 41)
     *_, sample = samplers.ode(mixture, LINEAR, iter([x.reshape(1, 1, 1, -1)]), 7, tolerance=1e-8)
@@ -259,6 +270,25 @@ def test_published_sums_of_ddim(as_v, total, mean):
     *_, sample = samplers.ddim(denoise, LINEAR, iter([x]), 10, spacing="leading")
     assert np.abs(sample).sum() == pytest.approx(total, abs=1e-2)
     assert np.abs(sample).mean() == pytest.approx(mean, abs=1e-3)
+
+
+def test_published_sums_of_ddim_to_either_end():
+    """From beta = 0.01. set_alpha_to_one=False of diffusers ends at the first noise level, alpha-bar_0, not at x_0."""
+    schedule = make_schedule(DiffusionConfig(timesteps=1000, beta_start=0.01))
+    answers = []
+
+    def denoise(x, t):
+        (a, s), eps = schedule.amplitudes(t), x * t / (t + 1)
+        answers.append((np.clip((x - s * eps) / a, -1, 1), eps))
+        return answers[-1]
+
+    x = (np.arange(768).reshape(3, 8, 8, 4) / 768).transpose(3, 0, 1, 2)
+    *_, at_zero, sample = samplers.ddim(denoise, schedule, iter([x]), 10, spacing="leading")
+    x_start, eps = answers[-1]
+    again = math.sqrt(0.99) * x_start + 0.1 * eps  # alpha-bar_0 = 1 - beta_0 = 0.99
+    for found, total, mean in ((sample, 149.8295, 0.1951), (again, 149.0784, 0.1941), (at_zero, 149.0784, 0.1941)):
+        assert np.abs(found).sum() == pytest.approx(total, abs=1e-3)
+        assert np.abs(found).mean() == pytest.approx(mean, abs=1e-4)
 
 
 @pytest.mark.parametrize("t, then, variance", [(420, 400, 0.14771), (980, 960, 0.32460)])
@@ -377,6 +407,45 @@ def test_dpm_solver_is_diffusers(name, kind, steps, diffusers):
 
 
 @pytest.mark.parametrize("steps", [5, 20, 50])
+def test_dpmpp_3m_is_diffusers_but_for_half_of_a_bend(steps, diffusers):
+    """Its third order takes u^2 / 2 for the u^2 of the parabola c0 + c1 u + c2 u^2 through the last three x_0.
+
+    u is lambda from the newest of them. Eq. 12 of the paper has x_0'' u^2 / 2, and x_0'' is 2 c2; with half of it
+    the order is 2. Were x_0 not to depend on x_t, the two would differ by what the halves sum up to.
+    """
+    torch = pytest.importorskip("torch")
+    chosen = samplers.times(LINEAR, steps, "trailing")
+    scheduler = diffusers.DPMSolverMultistepScheduler(
+        1000, 1e-4, 0.02, solver_order=3, solver_type="heun", prediction_type="sample", lower_order_final=False,
+    )
+    scheduler.set_timesteps(timesteps=chosen)
+    exact_tables(scheduler, chosen)
+
+    def log_ratio(t):
+        a, s = LINEAR.amplitudes(t)
+        return math.log(a / s)
+
+    def known(t):
+        return np.sin(log_ratio(t) + np.arange(18).reshape(2, 1, 3, 3))
+
+    ours = list(samplers.dpmpp_3m(lambda x, t: (known(t), None), LINEAR, normal(), steps, spacing="trailing"))
+    x, missing, largest = torch.from_numpy(next(normal())), 0.0, 0.0
+    for i, t in enumerate(chosen):
+        x = scheduler.step(torch.from_numpy(known(t)), t, x).prev_sample
+        (_, s), (a1, s1) = LINEAR.amplitudes(t), LINEAR.amplitudes(chosen[i + 1] if i + 1 < steps else -1)
+        missing = s1 / s * missing
+        if i >= 2 and i + 1 < steps:
+            u = [log_ratio(each) - log_ratio(t) for each in chosen[i - 2 : i + 1]]
+            c2 = np.polyfit(u, np.reshape([known(each) for each in chosen[i - 2 : i + 1]], (3, -1)), 2)[0]
+            h = math.log(a1 / s1) - log_ratio(t)
+            integral, _ = quad(lambda u, h: math.exp(u - h) * u**2, 0, h, args=(h,))
+            missing = missing + a1 / 2 * integral * c2.reshape(2, 1, 3, 3)
+        assert np.abs(ours[i] - x.numpy() - missing).max() < 1e-6  # it rounds x to float32
+        largest = max(largest, np.abs(missing).max())
+    assert largest > 1e-3
+
+
+@pytest.mark.parametrize("steps", [5, 20, 50])
 @pytest.mark.parametrize("order", [1, 2, 3])
 def test_unipc_is_diffusers(order, steps, diffusers):
     scheduler = diffusers.UniPCMultistepScheduler(
@@ -414,17 +483,88 @@ def test_euler_and_heun_are_diffusers(name, steps, diffusers):
 # ---- Identities ----
 
 
-@pytest.mark.parametrize("variance", ["fixed_small", "fixed_large"])
+def untrained(**options):
+    """A network, which says something of everything."""
+    model = Unet(dim=8, dim_mults=(1,), **options)
+    init_weights(model, np.random.default_rng(0))
+    return model
+
+
+@pytest.mark.parametrize("variance", ["fixed_small", "fixed_large", "learned"])
 def test_ancestral_at_every_step_is_algorithm_2(variance, jit):
     """Through a network, its compiled `denoiser`, and Tensors on one side only."""
-    diffusion = GaussianDiffusion(timesteps=30, schedule="cosine", variance=variance)
-    model = Unet(dim=8, dim_mults=(1,))
-    init_weights(model, np.random.default_rng(0))
-    step, denoise = diffusion.reverse_step(model, jit), diffusion.denoiser(model, jit)
+    diffusion, learned = GaussianDiffusion(timesteps=30, schedule="cosine", variance=variance), variance == "learned"
+    model = untrained(out_dim=2 if learned else 1)
+    step, denoise = diffusion.reverse_step(model, jit), diffusion.denoiser(model, jit, tell_variance=learned)
     expected = [x.asnumpy() for x in diffusion.p_sample_loop(step, image_noise(0, [0, 1], (1, 4, 4)))]
     noise = image_noise(0, [0, 1], (1, 4, 4))
     ours = list(samplers.ancestral(denoise, diffusion.schedule, noise, 30, variance=variance))
     assert len(ours) == 30 and max(np.abs(a - b).max() for a, b in zip(ours, expected)) < 1e-4
+
+
+class LearnedGaussian(Gaussian):
+    """What a network has learned that knows the Gaussian data and the steps: also the best variance of each.
+
+    p(x_s | x_t) of Gaussian data is Gaussian. Its variance is that of the posterior, beta-tilde, and what x_t leaves
+    open of x_0; the network says where between log beta-tilde and log beta that lies.
+    """
+
+    def __init__(self, schedule, chosen):
+        super().__init__(schedule)
+        self.then = dict(zip(chosen, [*chosen[1:], -1]))
+
+    def __call__(self, x, t):
+        (a, s), (a1, s1) = self.schedule.amplitudes(t), self.schedule.amplitudes(self.then[t])
+        constant, gain = posterior(a, s)
+        x_start, said = constant + gain * x, 0 * x
+        if s1 > 0:
+            alpha = (a / a1) ** 2
+            beta, smallest = 1 - alpha, (1 - alpha) * s1**2 / s**2
+            left = S**2 * s**2 / (a**2 * S**2 + s**2)  # Var[x_0 | x_t]
+            best = smallest + (a1 * beta / s**2) ** 2 * left
+            said = said + 2 * math.log(best / smallest) / math.log(beta / smallest) - 1
+        return x_start, (x - a * x_start) / s, said
+
+
+@pytest.mark.parametrize("steps", [2, 3, 10, 100, 1000])
+@pytest.mark.parametrize("spacing", ["trailing", "quadratic", "linspace"])
+def test_the_best_variance_makes_few_steps_exact(spacing, steps):
+    """x_T is noise alone and every p(x_s | x_t) is right, so every x_t has the data's x_t's mean and deviation."""
+    schedule = make_schedule(DiffusionConfig(timesteps=1000, zero_terminal_snr=True, objective="v"))
+    chosen = samplers.times(schedule, steps, spacing)
+    denoise = LearnedGaussian(schedule, chosen)
+    xs = list(samplers.ancestral(denoise, schedule, unit_noise(2 + steps), chosen, variance="learned"))
+    errors = []
+    for t, x in zip(chosen[1:], xs):
+        mean, *others = x.ravel()
+        a, s = schedule.amplitudes(t)
+        errors += [mean - a * M, math.sqrt(sum((value - mean) ** 2 for value in others)) - math.hypot(a * S, s)]
+    assert len(errors) == 2 * (steps - 1) and np.abs(errors).max() < 1e-9
+    if steps == 10:
+        for variance in ("fixed_small", "fixed_large"):
+            *_, x, _ = samplers.ancestral(denoise, schedule, unit_noise(12), chosen, variance=variance)
+            std = np.sqrt(np.square(x.ravel()[1:] - x.ravel()[0]).sum())
+            assert abs(std - math.hypot(*np.multiply(schedule.amplitudes(chosen[-1]), (S, 1)))) > 1e-2
+
+
+@pytest.mark.parametrize("name", samplers.SAMPLERS)
+def test_a_network_that_learned_the_variance_serves_every_sampler(name):
+    """They see its prediction alone: the same as of a network that says no more."""
+    def found(variance, out):
+        diffusion = GaussianDiffusion(timesteps=30, variance=variance)
+        denoise = diffusion.denoiser(lambda x, t: out(0.3 * x), jit=False)
+        return list(samplers.SAMPLERS[name](denoise, diffusion.schedule, image_noise(0, [0, 1], (1, 3, 3)), 5))
+
+    def twice(x):
+        return ops.concat((x, ops.ones_like(x)), axis=1)
+
+    alone, learned = found("fixed_small", lambda x: x), found("learned", twice)
+    assert np.array_equal(alone, learned) and np.abs(alone[-1]).max() > 0.01
+
+
+def test_a_network_that_learned_no_variance_tells_none():
+    with pytest.raises(UserError, match="the network learned none .diffusion.variance is fixed_large.: choose"):
+        GaussianDiffusion(variance="fixed_large").denoiser(untrained(), tell_variance=True)
 
 
 def final(sampler, steps, schedule=LINEAR, **options):
@@ -484,31 +624,35 @@ def test_an_image_does_not_depend_on_its_batch(name):
     assert np.abs(three[:2] - two).max() < 1e-5
 
 
-def test_where_x_T_holds_no_signal():
-    """alpha-bar_T = 0, Lin et al. 2023: what divides by its root is refused, the others come to the data."""
-    schedule = make_schedule(DiffusionConfig(timesteps=1000))
-    schedule.sqrt_alphas_cumprod[-1], schedule.sqrt_one_minus_alphas_cumprod[-1] = 0, 1
-    schedule.log_snr[-1] = -np.inf
+@pytest.mark.parametrize("name", samplers.SAMPLERS)
+def test_where_x_T_holds_no_signal(name):
+    """alpha-bar_T = 0, Lin et al. 2023: what divides by its root is refused, the others come to the data.
 
-    def denoise(x, t):
-        a, s = schedule.amplitudes(t)
+    Through the `denoiser` of the best network that predicts v; also at fractions of the last interval.
+    """
+    diffusion = GaussianDiffusion(timesteps=1000, objective="v", zero_terminal_snr=True, clip_x_start=False)
+    schedule, pixels = diffusion.schedule, 202
+
+    def model(x, t):
+        a, s = schedule.amplitudes(float(t.asnumpy()[0]))
         constant, gain = posterior(a, s)
         x_start = constant + gain * x
-        return x_start, (x - a * x_start) / s
+        return (a * x - x_start) / s  # v = a eps - s x_0, and eps = (x - a x_0) / s
 
-    serve = ("ancestral", "ddim", "dpmpp_2m", "dpmpp_2m_sde", "dpmpp_3m", "unipc")
-    for name in samplers.SAMPLERS:
-        sampler, pixels = samplers.find(name, spacing="trailing"), 202
-        if name in serve:
-            *_, x = sampler(denoise, schedule, unit_noise(pixels), 100)
-            mean, *others = x.ravel()
-            std = math.sqrt(sum((value - mean) ** 2 for value in others))
-            assert mean == pytest.approx(M, abs=1e-9) and std == pytest.approx(S, abs=0.04), name
-        else:
-            with pytest.raises(UserError, match="holds no signal"):
-                next(sampler(denoise, schedule, unit_noise(pixels), 100))
-    with pytest.raises(UserError, match="spacing is 'log_snr', but x_T holds no signal"):
-        next(samplers.dpmpp_2m(denoise, schedule, unit_noise(9), 5, spacing="log_snr"))
+    denoise, sampler = diffusion.denoiser(model, jit=False), samplers.find(name, spacing="trailing")
+    noise = (z.astype(np.float32) for z in unit_noise(pixels))
+    if name in ("ancestral", "ddim", "dpmpp_2m", "dpmpp_2m_sde", "dpmpp_3m", "unipc", "ode"):
+        *_, x = sampler(denoise, schedule, noise, 100)
+        mean, *others = x.ravel().astype(np.float64)
+        std = math.sqrt(sum((value - mean) ** 2 for value in others))
+        assert mean == pytest.approx(M, abs=1e-5) and std == pytest.approx(S, abs=0.04)
+    else:
+        with pytest.raises(UserError, match="x_T holds no signal, and this sampler divides by it: choose ancestral, "):
+            samplers.check(sampler, schedule, 100)
+        xs = list(sampler(denoise, schedule, noise, [998.5, 998, 20]))
+        assert np.isfinite(xs).all(), "there is a signal between the last two levels"
+    with pytest.raises(UserError, match="spacing is 'log_snr', but x_T holds no signal|choose from trailing, leading"):
+        next(samplers.SAMPLERS[name](denoise, schedule, noise, 5, spacing="log_snr"))
 
 
 # ---- Times ----
@@ -555,8 +699,12 @@ def test_times_can_be_given():
         ("ddim", 10, {"spacing": "even"}, "choose from trailing, leading, linspace, quadratic, log_snr, karras"),
         ("plms", 10, {"spacing": "karras"}, "choose from trailing, leading, linspace$"),
         ("ddim", 10, {"eta": -0.1}, "eta is -0.1"), ("ddim", 10, {"eta": 1.1}, "eta is 1.1"),
-        ("ancestral", 10, {"variance": "learned"}, "choose from fixed_small, fixed_large"),
+        ("ancestral", 10, {"variance": "small"}, "choose from fixed_small, fixed_large, learned"),
         ("unipc", 10, {"order": 5}, "order is 5"), ("heun", 10, {"churn": -1.0}, "churn is -1.0"),
+        ("euler", 10, {"churn": 1.0, "churn_noise": -1.0}, "churn_noise -1.0"),
+        ("heun", 10, {"churn": 1.0, "churn_from": 3.0, "churn_to": 2.0}, "churn_from is 3.0, churn_to 2.0"),
+        ("heun", 10, {"churn_to": 2.0}, "churn is 0, and churn_from, churn_to and churn_noise are parts of it"),
+        ("predictor_corrector", 10, {"corrections": -1}, "corrections -1"),
         ("predictor_corrector", 10, {"snr": 0.0}, "snr is 0.0"), ("ode", 10, {"tolerance": 0.0}, "tolerance is 0.0"),
         ("ddim", [10, 20], {}, "must fall"), ("ddim", [], {}, "must fall"), ("ddim", [1000, 1], {}, "from 999"),
     ],

@@ -134,3 +134,25 @@ def test_continuous_time_meets_the_tables_and_its_inverse(name, timesteps):
         assert 2 * np.log(signal / noise) == pytest.approx(line, abs=1e-9)
         assert s.time_at(2 * np.log(signal / noise)) == pytest.approx(t, abs=1e-9)
     assert (s.time_at(1e3), s.time_at(-1e3)) == (0, timesteps - 1)
+
+
+@pytest.mark.parametrize("name, timesteps", [("linear", 200), ("cosine", 1000), ("linear", 50)])
+def test_continuous_time_up_to_an_x_T_without_signal(name, timesteps):
+    """The angle is linear in t in the last interval, log-SNR before it; time_at is the inverse to its ends."""
+    s = schedule(name, timesteps, zero_terminal_snr=True, objective="v")
+    last = timesteps - 1
+    assert s.amplitudes(last) == (0, 1) and s.time_at(-np.inf) == s.time_at(-1e5) == last
+    first = np.arccos(s.sqrt_alphas_cumprod[-2])
+    for part in (1e-6, 0.25, 0.5, 0.999999):
+        signal, noise = s.amplitudes(last - 1 + part)
+        angle = first + part * (np.pi / 2 - first)
+        assert (signal, noise) == pytest.approx((np.cos(angle), np.sin(angle)), abs=1e-12)
+        assert s.time_at(2 * np.log(signal / noise)) == pytest.approx(last - 1 + part, abs=1e-9)
+    for t in (0.25, timesteps / 2 + 0.1, last - 1.5):
+        signal, noise = s.amplitudes(t)
+        line = (1 - t % 1) * s.log_snr[int(t)] + t % 1 * s.log_snr[int(t) + 1]
+        assert 2 * np.log(signal / noise) == pytest.approx(line, abs=1e-9)
+        assert s.time_at(line) == pytest.approx(t, abs=1e-9)
+    assert s.time_at(s.log_snr[-2]) == pytest.approx(last - 1, abs=1e-9)
+    signals = [s.amplitudes(t)[0] for t in np.linspace(last - 2, last, 41)]
+    assert np.all(np.diff(signals) < 0) and max(-np.diff(signals)) < 0.2 * signals[0]

@@ -1,5 +1,6 @@
 """The commands a person types, and the mistakes they make."""
 
+import inspect
 import json
 import os
 import stat
@@ -79,6 +80,70 @@ def test_ancestral_is_what_it_was(trained, run_script, tmp_path):
         assert status == 0, err
         found.append(np.load(npz)["samples"])
     assert np.array_equal(found[0], found[1]) and np.abs(found[0] - found[2]).max() < 1e-4
+
+
+@pytest.mark.parametrize(
+    "name, plain, words",
+    [
+        ("heun", ["--churn=20"], ["--churn_from=0.5"]), ("heun", ["--churn=20"], ["--churn_to=5"]),
+        ("euler", ["--churn=20"], ["--churn_noise=1.1"]), ("predictor_corrector", [], ["--corrections=2"]),
+    ],
+)
+def test_options_of_a_sampler_change_its_images(name, plain, words, trained, run_script, tmp_path):
+    found = []
+    for more in ([], words):
+        npz = tmp_path / "a.npz"
+        command = ["--run", trained, "--num", 2, "--sampler", name, "--steps", 5, "--out", tmp_path / "a.png"]
+        status, _, err = run_script("sample", *command, "--npz", npz, *plain, *more)
+        assert status == 0, err
+        found.append(np.load(npz)["samples"])
+    assert np.isfinite(found).all() and np.abs(found[0] - found[1]).max() > 1e-3
+
+
+def test_every_option_of_every_sampler_can_be_given(run_script):
+    _, out, _ = run_script("sample", "--help")
+    for sampler in samplers.SAMPLERS.values():
+        for name, parameter in inspect.signature(sampler).parameters.items():
+            assert parameter.kind is not parameter.KEYWORD_ONLY or f"--{name} " in out, name
+
+
+@pytest.fixture(scope="module")
+def modern(tmp_path_factory):
+    """A run that predicts v, learns its variance, and begins from noise alone."""
+    folder = tmp_path_factory.mktemp("runs") / "modern"
+    words = ["--diffusion.variance=learned", "--diffusion.objective=v", "--diffusion.zero_terminal_snr=true"]
+    command = [os.sys.executable, ROOT / "scripts" / "train.py", "--out", folder, *TINY, "--train.steps=2", *words]
+    result = subprocess.run(list(map(str, command)), capture_output=True, text=True, cwd=folder.parent)
+    assert result.returncode == 0, result.stderr
+    return folder
+
+
+def test_a_learned_variance_in_few_steps(modern, trained, run_script, tmp_path):
+    """What the run learned is the default, and all T steps by number are Algorithm 2's."""
+    words, found = ["--num", 2, "--out", tmp_path / "a.png", "--npz", tmp_path / "a.npz"], []
+    for more in ([], ["--variance=learned"], ["--steps=7"], ["--steps=7", "--variance=fixed_small"]):
+        status, _, err = run_script("sample", "--run", modern, *words, *more)
+        assert status == 0, err
+        found.append(np.load(tmp_path / "a.npz")["samples"])
+    every, asked, few, small = found
+    assert np.isfinite(found).all() and np.abs(every - asked).max() < 1e-4
+    assert np.abs(few - small).max() > 1e-3
+    status, _, err = run_script("sample", "--run", trained, *words, "--variance=learned")
+    assert status == 2 and "the network learned none (diffusion.variance is fixed_small)" in err
+    assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize("name", samplers.SAMPLERS)
+def test_every_sampler_where_x_T_holds_no_signal(name, modern, run_script, tmp_path):
+    words = ["--run", modern, "--num", 2, "--sampler", name, "--steps", 5, "--spacing=trailing"]
+    status, _, err = run_script("sample", *words, "--out", tmp_path / "a.png", "--npz", tmp_path / "a.npz")
+    if status == 0:
+        assert np.isfinite(np.load(tmp_path / "a.npz")["samples"]).all()
+    else:
+        assert status == 2 and "x_T holds no signal, and this sampler divides by it: choose ancestral, ddim" in err
+        assert err.count("\n") == 1 and not list(tmp_path.iterdir())
+    refused = {"heun", "euler", "pndm", "plms", "euler_maruyama", "predictor_corrector"}
+    assert (status == 2) == (name in refused)
 
 
 def test_a_run_goes_on(trained, run_script, tmp_path):
@@ -169,6 +234,11 @@ def test_out_and_resume(words, message, trained, run_script, tmp_path):
         (["--steps=31"], "steps is 31: there are 30"), (["--sampler=ddim", "--eta=-1"], "eta is -1.0"),
         (["--sampler=ddim", "--spacing=even"], "spacing is 'even': choose from trailing"),
         (["--eta=0.5"], "eta is no option of the sampler ancestral"),
+        (["--sampler=heun", "--corrections=2"], "corrections is no option of the sampler heun"),
+        (["--sampler=ddim", "--churn_from=1"], "churn_from is no option of the sampler ddim"),
+        (["--sampler=heun", "--churn_to=1"], "churn is 0, and churn_from, churn_to and churn_noise are parts of it"),
+        (["--sampler=predictor_corrector", "--corrections=-1"], "corrections -1"), (["--churn_noise=x"], "churn_noise"),
+        (["--variance=small"], "variance is 'small': choose from fixed_small, fixed_large, learned"),
         (["--num=0"], "num"), (["--seed=-1"], "seed"), (["--run={tmp}"], "no run folder"), (["--nun=3"], "--nun=3"),
     ],
 )
@@ -219,6 +289,7 @@ def test_likelihood(mode, trained, run_script, tmp_path):
     [
         (["--out={tmp}/a.nonsense"], "must end in"), (["--num=0"], "num"), (["--num=2", "--ode=3"], "--ode is 3"),
         (["--run={tmp}"], "no run folder"), (["--probes=0"], "probes"),
+        (["--labels=own"], "knows no labels (model.num_classes is 0): leave it out"), (["--labels=cat"], "labels"),
     ],
 )
 def test_mistakes_in_likelihood(words, message, trained, run_script, tmp_path):
@@ -329,6 +400,20 @@ def test_labels_are_sampled(words, labels, conditional, run_script, tmp_path):
     assert np.abs(samples[0] - samples[1]).max() < 1e-4, "image i depends on the batch size"
 
 
+@pytest.mark.parametrize("mode", ["graph", "pynative"])
+def test_likelihood_of_a_conditional_run(mode, conditional, run_script, tmp_path):
+    """Each image is told its own label, whatever the batches; without labels other figures come out."""
+    words = ["--run", conditional / "run", "--num", 5, "--ode", 2, "--probes", 2, f"--runtime.mode={mode}"]
+    figures = []
+    for more in ([], ["--labels=own", "--batch_size=2"], ["--labels=none"]):
+        status, out, err = run_script("likelihood", *words, *more, "--out", tmp_path / "terms.png")
+        assert status == 0, err
+        assert (", each told its label" in out) == (more != ["--labels=none"])
+        figures.append([float(line.split()[2]) for line in out.splitlines() if " bits/dim " in line])
+    own, small, none = np.array(figures)
+    assert own.shape == (2,) and np.abs(own - small).max() < 2e-3 and np.abs(own - none).min() > 0
+
+
 def test_a_classifier_guides_a_run_without_labels(trained, conditional, run_script, tmp_path):
     pictures = []
     for weight in (0, 50):
@@ -349,7 +434,9 @@ def test_a_classifier_guides_a_run_without_labels(trained, conditional, run_scri
     ("run", ["--label=1", "--guidance_interval=[9,5]"], "its first noise level must not be above its last"),
     ("run", ["--label=1", "--classifier={run}"], "does not fit the network"),
     ("run", ["--label=1", "--classifier={tmp}"], "is no run folder"),
+    ("run", ["--label=-1"], "-1 is no label of this run, which has 0 to 9"),
     ("trained", ["--label=1"], "knows no labels (model.num_classes is 0)"),
+    ("trained", ["--label=1", "--guidance=2"], "knows no labels (model.num_classes is 0)"),
     ("trained", ["--guidance=2"], "--guidance has no label to guide to"),
 ])
 def test_mistakes_with_labels(kind, words, message, trained, conditional, run_script, tmp_path):
