@@ -33,6 +33,12 @@ def until(schedule: NoiseSchedule, strength: float) -> NoiseSchedule:
     return NoiseSchedule(schedule.betas[: max(round(strength * len(schedule)), 1)])
 
 
+def encodable(schedule: NoiseSchedule, strength: float) -> NoiseSchedule:
+    """`until`, but for a last level that holds no signal: there nothing tells one image from another."""
+    reached = until(schedule, strength)
+    return reached if reached.sqrt_alphas_cumprod[-1] > 0 else NoiseSchedule(reached.betas[:-1])
+
+
 def variations(
     sampler: Sampler, denoise: Denoiser, schedule: NoiseSchedule, noise: Iterator[np.ndarray], steps: int, *,
     images: np.ndarray, strength: float,
@@ -54,26 +60,28 @@ def variations(
 
 def interpolation(
     denoise: Denoiser, schedule: NoiseSchedule, steps: int, *,
-    first: np.ndarray, second: np.ndarray, shares: Sequence[float], strength: float = 1.0, iterations: int = 20,
+    first: np.ndarray, second: np.ndarray, shares: Sequence[float], strength: float = 1.0, iterations: int = 10,
 ) -> Iterator[np.ndarray]:
     """Between two images, Song et al. 2020 (arXiv 2010.02502), section 5.3: both are encoded, mixed, and decoded.
 
-    `shares` (B,) are those of the second image, from 0 to 1: the ends are the images again, as far as `encode` can tell
-    in so many `iterations`. The codes are x at t = strength T - 1, as in section 4.3 of Ho et al. 2020, mixed by
-    `slerp`. Where x_T holds no signal the code is at most x_{T-1}.
+    `shares` (B,) are those of the second images, from 0 to 1: at the ends come the images again, as exactly as `encode`
+    finds their codes. These are x at t = strength T - 1, as in section 4.3 of Ho et al. 2020, mixed by `slerp`.
     """
-    reached = until(schedule, strength)
-    if reached.sqrt_alphas_cumprod[-1] == 0:
-        reached = NoiseSchedule(reached.betas[:-1])
+    reached = encodable(schedule, strength)
     codes = [encode(denoise, reached, images, steps, iterations) for images in (first, second)]
-    yield from samplers.ddim(denoise, reached, iter([slerp(*codes, shares)]), steps)
+    yield from samplers.ddim(denoise, reached, iter([slerp(*codes, shares)]), steps, spacing="log_snr")
 
 
 def encode(
-    denoise: Denoiser, schedule: NoiseSchedule, images: np.ndarray, steps: int, iterations: int = 20
+    denoise: Denoiser, schedule: NoiseSchedule, images: np.ndarray, steps: int, iterations: int = 10
 ) -> np.ndarray:
-    """x at the schedule's last level of which `samplers.ddim` makes the images in as many steps."""
-    *_, code = samplers.ddim_inversion(denoise, schedule, iter([images]), steps, iterations=iterations)
+    """x at the schedule's last level, of which `samplers.ddim` makes the images: its inversion, Pan et al. 2023.
+
+    The steps are even in log-SNR. Where they are longer near the image, more `iterations` do not bring it back.
+    """
+    *_, code = samplers.ddim_inversion(
+        denoise, schedule, iter([images]), steps, spacing="log_snr", iterations=iterations
+    )
     return code
 
 

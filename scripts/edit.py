@@ -86,7 +86,7 @@ def add_interpolate(parser: Parser) -> None:
     )
     parser.add_argument("--steps", type=PositiveInt, default=20, help="into noise, and from it; at most T")
     parser.add_argument(
-        "--iterations", type=PositiveInt, default=20, help="network calls in a step into noise: more, exacter ends"
+        "--iterations", type=PositiveInt, default=10, help="network calls in a step into noise: more, exacter ends"
     )
     sampling_command.add_rederive_eps(parser)
     add_results(parser, num=9)
@@ -98,7 +98,7 @@ def interpolate(options: Namespace, machine: RuntimeConfig) -> None:
         raise UserError(f"--num is {options.num}: the images at both ends are among them, so give 2 or more")
     run, model, labels = sampling_command.open_run(options, machine, options.num)
     first, second = read_images(options, run.config, 2)
-    samplers.check(samplers.ddim, editing.until(run.diffusion.schedule, options.strength), options.steps)
+    samplers.check(samplers.ddim, editing.encodable(run.diffusion.schedule, options.strength), options.steps)
     denoise = denoiser(run, model, options)
 
     def loop(_):
@@ -133,7 +133,7 @@ def add_inpaint(parser: Parser) -> None:
     parser.add_argument("--steps", type=Optional[PositiveInt], default=None, help="at most T; null means 50, or T")
     parser.add_argument("--eta", type=Optional[float], default=None, help="ddim: 0 to 1, DDPM's noise; null means 0")
     parser.add_argument("--jump", type=PositiveInt, default=10, help="steps that go back up into noise at once")
-    parser.add_argument("--resamplings", type=PositiveInt, default=10, help="how often each such stretch is walked down")
+    parser.add_argument("--resamplings", type=PositiveInt, default=10, help="how often such a stretch is walked down")
     sampling_command.add_rederive_eps(parser)
     add_draws(parser)
     add_results(parser, num=8)
@@ -173,7 +173,7 @@ def add_images(parser: Parser, which: str) -> None:
         help=f"{which}: a picture, or the number of one of the images that the run was trained on",
     )
     parser.add_argument(
-        "--resize", type=bool, default=False, help="fit pictures of another size, as training does; else they are refused"
+        "--resize", type=bool, default=False, help="fit a picture of another size as training does; else it is refused"
     )
 
 
