@@ -132,7 +132,7 @@ def add_inpaint(parser: Parser) -> None:
     )
     parser.add_argument("--steps", type=Optional[PositiveInt], default=None, help="at most T; null means 50, or T")
     parser.add_argument("--eta", type=Optional[float], default=None, help="ddim: 0 to 1, DDPM's noise; null means 0")
-    parser.add_argument("--jump", type=PositiveInt, default=10, help="steps that go back up into noise at once")
+    parser.add_argument("--jump", type=PositiveInt, default=5, help="steps that go back up into noise at once")
     parser.add_argument("--resamplings", type=PositiveInt, default=10, help="how often such a stretch is walked down")
     sampling_command.add_rederive_eps(parser)
     add_draws(parser)
