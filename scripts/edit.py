@@ -14,6 +14,7 @@ from typing import Literal, Optional
 import numpy as np
 from jsonargparse import Namespace
 from jsonargparse.typing import NonNegativeInt, PositiveInt
+from mindspore import nn
 from PIL import Image
 
 from ms_diffusion import editing, samplers, sampling_command, visualize
@@ -239,7 +240,7 @@ def read_mask(options: Namespace, size: int) -> np.ndarray:
     return ~anew
 
 
-def denoiser(run: Run, model, options: Namespace) -> samplers.Denoiser:
+def denoiser(run: Run, model: nn.Cell, options: Namespace) -> samplers.Denoiser:
     """What the sampler asks, compiled in graph mode."""
     return run.diffusion.denoiser(model, options.runtime.mode == "graph", options.rederive_eps)
 
@@ -248,7 +249,7 @@ def write(
     options: Namespace, run: Run, what: str, samples: np.ndarray, before: list, after: list = (), **arrays: np.ndarray
 ) -> None:
     """The picture: given images, results, given images; the arrays; and `what` was done, in a line."""
-    row = len(samples) if after else None
+    row = len(samples) if after else min(len(samples), 8)
     columns = [
         visualize.make_grid(to_uint8(np.concatenate(before)), 1), visualize.make_grid(to_uint8(samples), row),
         *(visualize.make_grid(to_uint8(image), 1) for image in after),

@@ -274,8 +274,8 @@ def test_known_pixels_come_back_bit_for_bit(name, options, dtype):
     for known in (rng.uniform(size=(4, 4)) < 0.5, rng.uniform(size=(3, 1, 4, 4)) < 0.5, np.ones((4, 4), bool)):
         noise = (z.astype(dtype) for z in image_noise(0, range(3), (2, 4, 4)))
         arrays = list(editing.inpainting(
-            samplers.find(name, **options), lambda x, t: (np.sin(9 * x), 3 - x), COSINE, noise, 6, images=images, known=known,
-            jump=2, resamplings=3,
+            samplers.find(name, **options), lambda x, t: (np.sin(9 * x), 3 - x), COSINE, noise, 6, images=images,
+            known=known, jump=2, resamplings=3,
         ))
         assert len(arrays) == sum(b < a for a, b in zip(editing.walk(6, 2, 3), editing.walk(6, 2, 3)[1:]))
         everywhere = np.broadcast_to(known, images.shape)
