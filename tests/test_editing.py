@@ -120,6 +120,18 @@ def test_strength_0_gives_the_image_and_strength_1_samples(name):
     assert np.array_equal(ours, list(sampler(denoise, COSINE, normal(), 9)))
 
 
+def test_the_adaptive_solver_starts_where_its_steps_do():
+    """With leading steps 75 of 100 levels; the flow's answer from there, not from t = 99."""
+    sampler = samplers.find("ode", spacing="leading", tolerance=1e-8)
+    quiet = iter(np.zeros((9, 1, 1, 1, 1)))
+    x = last(editing.variations(
+        sampler, gaussian(LINEAR), LINEAR, quiet, 4, images=np.full((1, 1, 1, 1), 0.9), strength=0.1
+    ))
+    a, s = LINEAR.amplitudes(75)
+    expected = M + S / math.sqrt(a**2 * S**2 + s**2) * a * (0.9 - M)
+    assert x.item() == pytest.approx(expected, abs=2e-4)
+
+
 def test_more_steps_than_levels_below():
     loop = editing.variations(samplers.ddim, mixture, LINEAR, normal(), 101, images=IMAGE, strength=0.1)
     with pytest.raises(UserError, match="steps is 101: there are 100 noise levels"):
