@@ -354,8 +354,9 @@ def ode(
     if not 1e-12 < tolerance < 1:
         raise UserError(f"tolerance is {tolerance}: it must be between 1e-12 and 1")
     x = next(noise)
-    shown = [math.atan2(then.noise, then.signal) for _, then in _steps(schedule, steps, spacing)]
-    angles = [math.atan2(schedule.amplitudes(t)[1], schedule.amplitudes(t)[0]) for t in (len(schedule) - 1, 0)]
+    pairs = _steps(schedule, steps, spacing)
+    shown = [math.atan2(then.noise, then.signal) for _, then in pairs]
+    angles = [math.atan2(level.noise, level.signal) for level in (pairs[0][0], _level(schedule, 0))]
 
     def derivative(angle: float, flat: np.ndarray) -> np.ndarray:
         t = schedule.time_at(-2 * math.log(math.tan(angle)))

@@ -47,6 +47,16 @@ def label_grid(images: np.ndarray, labels: Sequence[int], cell: int = 56) -> Ima
     return make_grid(images[np.argsort(labels, kind="stable")], int(counts[0]), cell)
 
 
+def side_by_side(pictures: Sequence[Image.Image], gap: int = 14) -> Image.Image:
+    """The pictures of one kind from left to right, on white, with `gap` pixels between them."""
+    size = (sum(picture.width + gap for picture in pictures) - gap, max(picture.height for picture in pictures))
+    canvas, left = Image.new(pictures[0].mode, size, "white"), 0
+    for picture in pictures:
+        canvas.paste(picture, (left, (canvas.height - picture.height) // 2))
+        left += picture.width + gap
+    return canvas
+
+
 def picture_suffixes() -> list[str]:
     """The endings of the files that `save_picture` can write, such as ".png"."""
     Image.init()

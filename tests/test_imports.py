@@ -28,6 +28,7 @@ ARROWS = {
     "workloads": {"config", "errors"},
     "samplers": {"errors", "schedules"},
     "sampling": {"randomness"},
+    "editing": {"errors", "samplers", "schedules"},
     # floor 1
     "distributed": {"errors", "runtime"},
     "native_check": set(),
@@ -46,6 +47,9 @@ ARROWS = {
     # floor 3
     "checkpoint": {"config", "diffusion", "errors", "logs", "unet"},
     "classifier": {"checkpoint", "config", "diffusion", "errors", "guidance", "layers"},
+    "sampling_command": {
+        "checkpoint", "classifier", "config", "graphs", "guidance", "native", "runtime", "samplers", "schedules",
+    },
     "torch_bridge": {"config", "errors", "unet"},
     "torch_twin": {"config", "errors"},
     "weight_files": {"checkpoint", "config", "errors", "torch_bridge", "unet"},
@@ -77,7 +81,7 @@ ARROWS = {
 WITHOUT_MINDSPORE = {
     "errors", "config", "schedules", "randomness", "data", "visualize", "comparison_report", "evaluation", "torch_twin",
     "caches", "graph_cache", "native_build", "machine", "interrupt", "workloads", "benchmark",
-    "batches", "records", "logs", "metrics", "gpu_libraries", "samplers", "sampling",
+    "batches", "records", "logs", "metrics", "gpu_libraries", "samplers", "sampling", "editing",
     "conversions",
 }
 WITH_TORCH = {"torch_twin", "comparison", "contestants"}

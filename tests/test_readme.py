@@ -51,7 +51,9 @@ def test_every_option_in_a_command_is_one():
     keys = {key for key, _, _ in documented_options()} | {"config"}
     commands = re.findall(r"python scripts/(\w+)\.py (.*)", README)
     assert len(commands) >= 5
+    shared = (ROOT / "ms_diffusion" / "sampling_command.py").read_text()
     for script, words in commands:
         source = (ROOT / "scripts" / f"{script}.py").read_text()
+        source += shared if "sampling_command" in source else ""
         for option in re.findall(r"--([\w.]+)", words):
             assert option in keys or f'"--{option}"' in source, f"{script}: --{option}"

@@ -466,3 +466,139 @@ def test_another_number_of_classes_than_the_datas(run_script, tmp_path):
         assert err.count("\n") == 1 and not (tmp_path / "out").exists()
     status, _, err = run_script("train_classifier", "--out", tmp_path / "out", *TINY)
     assert status == 2 and "model.num_classes is 0" in err and not (tmp_path / "out").exists()
+
+
+# ---- Editing ----
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    """Pictures to edit: an image, one in colour and larger, a mask, a mask without white, one of another size."""
+    folder = tmp_path_factory.mktemp("pictures")
+    rng = np.random.default_rng(0)
+    Image.fromarray(rng.integers(0, 256, (8, 8), np.uint8)).save(folder / "gray.png")
+    Image.fromarray(rng.integers(0, 256, (20, 16, 3), np.uint8)).save(folder / "colour.png")
+    mask = np.zeros((8, 8), np.uint8)
+    mask[2:5, 1:7] = 255
+    Image.fromarray(mask).save(folder / "mask.png")
+    Image.fromarray(0 * mask).save(folder / "black.png")
+    Image.fromarray(mask[:, :6]).save(folder / "narrow.png")
+    (folder / "text.png").write_text("no picture")
+    return folder
+
+
+def edit(run_script, tmp_path, mode, run, *words):
+    """What edit.py printed, its arrays, and the size of its picture."""
+    npz, png = tmp_path / "a.npz", tmp_path / "a.png"
+    status, out, err = run_script("edit", mode, "--run", run, "--out", png, "--npz", npz, *words)
+    assert status == 0 and str(png) in out and str(npz) in out, err
+    return out, dict(np.load(npz)), Image.open(png).size
+
+
+@pytest.mark.parametrize("words", [[], ["--sampler=dpmpp_2m", "--steps=5"], ["--sampler=heun", "--strength=1"]])
+def test_variations(words, trained, run_script, tmp_path):
+    found = []
+    for batch_size in (3, 2):
+        out, arrays, size = edit(
+            run_script, tmp_path, "variations", trained, "--image=7", "--num=3", f"--batch_size={batch_size}", *words
+        )
+        assert "3 variations by way of t = " in out and size == (60 + 14 + 2 + 3 * 58, 60)
+        found.append(arrays)
+    digits = data.make_dataset(checkpoint.read_config(trained).data, 1)
+    assert np.array_equal(found[0]["given"], digits.batch([7])) and found[0]["samples"].shape == (3, 1, 8, 8)
+    assert np.abs(found[0]["samples"] - found[1]["samples"]).max() < 1e-4, "image i depends on the batch size"
+    assert np.abs(found[0]["samples"][0] - found[0]["samples"][1]).max() > 1e-3
+
+
+def test_a_weak_variation_hardly_differs_and_the_strongest_is_a_sample(trained, run_script, tmp_path):
+    words = ["--image=7", "--num=2", "--sampler=ddim", "--steps=1"]
+    _, arrays, _ = edit(run_script, tmp_path, "variations", trained, *words, "--strength=0.01")
+    assert np.abs(arrays["samples"] - arrays["given"]).max() < 0.2
+    _, arrays, _ = edit(run_script, tmp_path, "variations", trained, *words, "--strength=1")
+    npz = tmp_path / "b.npz"
+    status, _, err = run_script("sample", "--run", trained, "--out", tmp_path / "b.png", "--npz", npz, *words[1:])
+    assert status == 0 and np.array_equal(np.load(npz)["samples"], arrays["samples"]), err
+
+
+def test_interpolation(trained, pictures, run_script, tmp_path):
+    words = ["--image=7", "--image", pictures / "gray.png", "--num=4", "--steps=5", "--iterations=3"]
+    out, arrays, size = edit(run_script, tmp_path, "interpolate", trained, *words, "--strength=0.5")
+    assert "4 images from one to the other" in out and size == (60 + 14 + 2 + 4 * 58 + 14 + 60, 60)
+    assert arrays["given"].shape == (2, 1, 8, 8) and arrays["samples"].shape == (4, 1, 8, 8)
+    assert np.array_equal(data.to_uint8(arrays["given"])[1, 0], np.asarray(Image.open(pictures / "gray.png")))
+
+
+@pytest.mark.parametrize("mask, unknown", [
+    ("center", np.s_[2:6, 2:6]), ("left", np.s_[:, :4]), ("right", np.s_[:, 4:]), ("top", np.s_[:4]),
+    ("bottom", np.s_[4:]), ("{pictures}/mask.png", np.s_[2:5, 1:7]),
+])
+def test_inpainting(mask, unknown, trained, pictures, run_script, tmp_path):
+    """The known pixels are those of the file, also in the picture's bytes."""
+    words = [f"--mask={mask.format(pictures=pictures)}", "--num=9", "--steps=6", "--jump=2", "--resamplings=2"]
+    out, arrays, size = edit(
+        run_script, tmp_path, "inpaint", trained, "--image", pictures / "gray.png", *words, "--batch_size=4"
+    )
+    expected = np.ones((8, 8), bool)
+    expected[unknown] = False
+    assert np.array_equal(arrays["known"], expected) and size == (60 + 14 + 2 + 8 * 58, 118)
+    assert f"9 times {64 - expected.sum()} of 64 pixels anew" in out
+    given = np.asarray(Image.open(pictures / "gray.png"))
+    for image in arrays["samples"]:
+        assert np.array_equal(image[0][expected], data.to_float(given)[expected])
+        assert np.array_equal(data.to_uint8(image)[0][expected], given[expected])
+        assert not (image == arrays["given"][0])[0][~expected].all()
+
+
+@pytest.mark.parametrize("mode, words", [
+    ("inpaint", ["--image=7", "--jump=2", "--resamplings=1"]), ("variations", ["--image=7"]),
+    ("interpolate", ["--image=7", "--image=8"]),
+])
+def test_labels_guide_an_edit(mode, words, conditional, run_script, tmp_path):
+    words = [*words, "--num=2", "--steps=4", "--runtime.mode=pynative"]
+    plain, unguided, guided = (
+        edit(run_script, tmp_path, mode, conditional / "run", *words, *labels)[1]["samples"]
+        for labels in ([], ["--label=3", "--guidance=0"], ["--label=3", "--guidance=4"])
+    )
+    assert np.abs(plain - unguided).max() < 1e-4 and not np.array_equal(plain, guided)
+
+
+def test_a_picture_may_be_resized(trained, pictures, run_script, tmp_path):
+    words = ["--image", pictures / "colour.png", "--num=1", "--steps=2", "--strength=0.1"]
+    _, arrays, _ = edit(run_script, tmp_path, "variations", trained, *words, "--resize=true")
+    assert np.array_equal(arrays["given"][0], data.to_float(data.read_picture(pictures / "colour.png", 1, 8)))
+
+
+@pytest.mark.parametrize("mode, words, message", [
+    ("variations", [], "image"), ("variations", ["--image=1797"], "--image is 1797: digits has images 0 to 1796"),
+    ("variations", ["--image=1", "--image=2"], "--image is given 2 times: give it once"),
+    ("variations", ["--image={pictures}/no.png"], "no.png cannot be read as a picture"),
+    ("variations", ["--image={pictures}/text.png"], "text.png cannot be read as a picture"),
+    ("variations", ["--image={pictures}/colour.png"], "is 16x20: give a picture of 8x8, or --resize true"),
+    ("variations", ["--image=1", "--strength=0"], "strength is 0.0: it must be above 0 and at most 1"),
+    ("variations", ["--image=1", "--strength=1.5"], "strength is 1.5"),
+    ("variations", ["--image=1", "--strength=0.5", "--steps=16"], "steps is 16: there are 15 noise levels"),
+    ("variations", ["--image=1", "--sampler=dimm"], "no sampler dimm"),
+    ("variations", ["--image=1", "--eta=0.5"], "eta is no option of the sampler ancestral"),
+    ("variations", ["--image=1", "--label=3"], "knows no labels"),
+    ("variations", ["--image=1", "--mask=left"], "--mask"),
+    ("variations", ["--image=1", "--run={tmp}"], "no run folder"),
+    ("variations", ["--image=1", "--out={tmp}/a.nonsense"], "must end in"),
+    ("variations", ["--image=1", "--npz={tmp}/a.zip"], "must end in .npz"),
+    ("interpolate", ["--image=1"], "--image is given 1 times: give it twice"),
+    ("interpolate", ["--image=1", "--image=2", "--num=1"], "--num is 1"),
+    ("interpolate", ["--image=1", "--image=2", "--sampler=heun"], "--sampler"),
+    ("interpolate", ["--image=1", "--image=2", "--steps=31"], "steps is 31: there are 30"),
+    ("interpolate", ["--image=1", "--image=2", "--strength=-1"], "strength is -1.0"),
+    ("inpaint", ["--image=1", "--mask={pictures}/narrow.png"], "narrow.png is 6x8: give a picture of 8x8"),
+    ("inpaint", ["--image=1", "--mask={pictures}/black.png"], "nothing in it is white"),
+    ("inpaint", ["--image=1", "--mask=middle"], "middle cannot be read as a picture"),
+    ("inpaint", ["--image=1", "--sampler=heun"], "sampler"), ("inpaint", ["--image=1", "--steps=31"], "steps is 31"),
+    ("inpaint", ["--image=1", "--steps=5"], "jump is 5, and there are 5 steps"),
+    ("inpaint", ["--image=1", "--resamplings=0"], "resamplings"),
+    ("paint", ["--image=1"], "variations"),
+])
+def test_mistakes_in_editing(mode, words, message, trained, pictures, run_script, tmp_path):
+    words = [word.format(pictures=pictures, tmp=tmp_path) for word in words]
+    status, _, err = run_script("edit", mode, "--run", trained, "--out", tmp_path / "a.png", *words)
+    assert status == 2 and message in err and err.count("\n") == 1 and err.startswith("error: ")
+    assert not list(tmp_path.iterdir())

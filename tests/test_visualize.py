@@ -113,3 +113,9 @@ def test_a_row_for_each_label():
     for labels in ([0, 1, 2, 0, 1, 1], [4] * 6):
         plain = np.asarray(visualize.label_grid(images, labels, cell=1))
         assert np.array_equal(plain, np.asarray(visualize.make_grid(images, cell=1)))
+
+
+def test_pictures_side_by_side():
+    left, right = (Image.new("L", size, gray) for size, gray in (((2, 1), 10), ((1, 3), 20)))
+    canvas = np.asarray(visualize.side_by_side([left, right], gap=1))
+    assert canvas.tolist() == [[255, 255, 255, 20], [10, 10, 255, 20], [255, 255, 255, 20]]
