@@ -1,0 +1,56 @@
+"""Grade the exercises of the course: points, and one line of help for each that is missing.
+
+  python scripts/grade.py course/exercises
+  python scripts/grade.py my_work.zip --exercise 2 3 --language en
+  python scripts/grade.py course/exercises --report sheet.html --name "Li Lei" --run runs/digits
+"""
+
+import json
+import secrets
+import sys
+from pathlib import Path
+from typing import List, Literal, Optional
+
+from jsonargparse.typing import NonNegativeInt, PositiveInt
+
+from ms_diffusion.config import Parser
+from ms_diffusion.errors import UserError, check_writable, exit_on_user_error
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # course/ is not installed
+
+from course.grader import grade, records, submission
+from course.grader.inside.confinement import protections
+from course.grader.table import table
+
+
+def main() -> None:
+    """Parse, read what was handed in, grade, print, write."""
+    parser = Parser(description=__doc__, usage="%(prog)s SUBMISSION [options]")
+    parser.add_argument("submission", type=str, help="folder with exNN*.py files, a zip of one, or one such file")
+    parser.add_argument("--exercise", type=Optional[List[PositiveInt]], default=None, nargs="+", help="these alone")
+    parser.add_argument("--seed", type=Optional[NonNegativeInt], default=None, help="of the inputs; drawn unless given")
+    parser.add_argument("--language", type=Literal["both", "en", "zh"], default="both", help="of the help")
+    parser.add_argument("--json", type=Optional[str], default=None, help="file for the points")
+    parser.add_argument("--gradescope", type=Optional[str], default=None, help="file for Gradescope's results.json")
+    options = parser.parse_args()
+    for path in filter(None, (options.json, options.gradescope)):
+        check_writable(path, [".json"])
+    known = grade.exercises()
+    for number in options.exercise or ():
+        if number not in known:
+            raise UserError(f"there is no exercise {number}: the exercises are {min(known)} to {max(known)}")
+    seed = secrets.randbelow(10**6) if options.seed is None else options.seed
+
+    results = grade.grade(submission.read(options.submission), seed, options.exercise)
+    print(table(results, options.language))
+    print(f"seed {seed} (--seed {seed} draws the same inputs again)")
+    missing = sorted({name for result in results for name in result.missing})
+    if missing:
+        print(protections(missing), file=sys.stderr)
+    for path, form in ((options.json, records.own), (options.gradescope, records.gradescope)):
+        if path:
+            Path(path).write_text(json.dumps(form(results, seed), ensure_ascii=False, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    exit_on_user_error(main)
