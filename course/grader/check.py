@@ -9,8 +9,8 @@ runs a student's code. The module has
   def parts(rng: np.random.Generator) -> list[Part]:
 
 A `Part` is a row of the table, with its points given when ALL its checks pass, and nothing else. Draw every input
-from `rng`, so that no answer can be written down beforehand: lengths, shapes and tables too, where it matters. Use B, C,
-H and W that all differ, so that a wrong axis shows.
+from `rng`, so that no answer can be written down beforehand: lengths, shapes and tables too, where it matters. Let B,
+C, H and W all differ, so that a wrong axis shows.
 
   x_start, x_t = (rng.normal(size=(3, 2, 4, 5)).astype(np.float32) for _ in range(2))
   t = np.array([0, 7, 19], np.int32)
@@ -45,9 +45,9 @@ The stub: `course/exercises/ex04_posterior.py`, with a docstring in both languag
 `raise NotImplementedError("Exercise 4.1 / 练习 4.1: q_posterior_mean")`. A file imports NumPy and MindSpore alone.
 Points: 100 in all (1: 8, 2: 8, 3: 6, 4: 8, 5: 8, 6: 10, 7: 10, 8: 6, 9: 10, 10: 8, 11: 6, 12: 6, 13: 6).
 
-The tests: `tests/course/solutions/exNN_*.py` is a plain solution without the library; `tests/course/library/exNN_*.py`
-the library behind the same signatures. `tests/course/mistakes.py` lists for each exercise (part, line of the plain
-solution, what stands there instead, a piece of the English hint).
+The tests: `tests/solutions/plain/ex04_posterior.py` is a solution without the library, `tests/solutions/library/`
+holds the library behind the same signatures, `tests/solutions/mistakes/ex04.py` a list `MISTAKES` of (part, piece of the
+plain solution, what stands there instead, piece of the English hint), and `tests/test_exercises.py` tries them all.
 """
 
 from __future__ import annotations

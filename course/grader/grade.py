@@ -11,7 +11,7 @@ import signal
 import time
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Callable, Iterator, Optional, Sequence, Union
+from typing import Any, Callable, Optional, Sequence, Union
 
 import numpy as np
 
@@ -22,6 +22,7 @@ from course.grader.submission import NOT_HANDED_IN, File
 
 AT_A_TIME = 2
 """Processes that run at once."""
+LIMITS = Limits()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,10 +64,10 @@ def exercises() -> dict[int, ModuleType]:
 
 
 def grade(
-    files: dict[int, File], seed: int, numbers: Optional[Sequence[int]] = None, limits: Optional[Limits] = None,
-    library: bool = False, done: Callable[[ExerciseResult], Any] = lambda result: None,
+    files: dict[int, File], seed: int, numbers: Optional[Sequence[int]] = None, limits: Limits = LIMITS,
+    library: bool = False,
 ) -> list[ExerciseResult]:
-    """Grade the exercises `numbers`, all unless given. `done` is called with each as it is finished.
+    """Grade the exercises `numbers`, all unless given.
 
     Every input is drawn from `seed`. `library` lets the files import ms_diffusion: for the reference solutions alone.
     """
@@ -74,34 +75,30 @@ def grade(
 
     def one(item: tuple[int, ModuleType]) -> ExerciseResult:
         number, module = item
-        result = _exercise(number, module, files.get(number), seed, limits or Limits(), library)
-        done(result)
-        return result
+        file, parts = files.get(number), module.parts(np.random.default_rng([seed, number]))
+        if file is None or file.problem:
+            problem = file.problem if file else NOT_HANDED_IN
+            return ExerciseResult(number, module.TITLE, [_row(part, problem) for part in parts])
+        harness = sandbox.HARNESSES / f"ex{number:02d}.py"
+        with Session(lambda: Process(
+            module.FILE, file.source, limits, harness if harness.exists() else None, library
+        ), limits) as session:
+            return ExerciseResult(number, module.TITLE, rows(session, parts), session.missing)
 
     with concurrent.futures.ThreadPoolExecutor(AT_A_TIME) as pool:
         return list(pool.map(one, chosen.items()))
 
 
-def _exercise(
-    number: int, module: ModuleType, file: Optional[File], seed: int, limits: Limits, library: bool
-) -> ExerciseResult:
-    parts = module.parts(np.random.default_rng([seed, number]))
-    if file is None or file.problem:
-        problem = file.problem if file else NOT_HANDED_IN
-        return ExerciseResult(number, module.TITLE, [_row(part, problem) for part in parts])
-    harness = f"ex{number:02d}.py"
-    session = _Session(module.FILE, file.source, limits, harness if (sandbox.HARNESSES / harness).exists() else None,
-                       library)
-    with session:
-        rows = [_row(part, _first_help(session, part.checks)) for part in parts]
-    return ExerciseResult(number, module.TITLE, rows, session.missing)
+def rows(session: Session, parts: Sequence[Part]) -> list[Row]:
+    """Ask and judge every part."""
+    return [_row(part, _first_help(session, part.checks)) for part in parts]
 
 
 def _row(part: Part, problem: Optional[Both]) -> Row:
     return Row(part.number, part.title, 0 if problem else part.points, part.points, problem)
 
 
-def _first_help(session: _Session, checks: Sequence[Check]) -> Optional[Both]:
+def _first_help(session: Session, checks: Sequence[Check]) -> Optional[Both]:
     for check in checks:
         answer = session.ask(check)
         problem = explain_failure(answer, session.limits) if isinstance(answer, Failure) else judge(answer, check)
@@ -110,13 +107,13 @@ def _first_help(session: _Session, checks: Sequence[Check]) -> Optional[Both]:
     return None
 
 
-class _Session:
+class Session:
     """One exercise's process, started again after a call that ended it, until the time of the exercise is over."""
 
-    def __init__(self, name: str, source: bytes, limits: Limits, harness: Optional[str], library: bool) -> None:
+    def __init__(self, make: Callable[[], Process], limits: Limits) -> None:
         self.limits = limits
         self.missing: Sequence[str] = ()
-        self._make = lambda: Process(name, source, limits, harness, library)
+        self._make = make
         self._stack = contextlib.ExitStack()
         self._process: Optional[Process] = None
         self._no_import: Optional[Failure] = None
@@ -126,28 +123,21 @@ class _Session:
         """The answer to a check."""
         if self._process is None and self._no_import is None and self._left > 0:
             self._process = self._stack.enter_context(self._make())
-            with self._clock(start=True):
-                self._no_import = self._process.start()
+            self._no_import = self._process.start()
             self.missing = self._process.missing
         if self._no_import is not None:
             return self._no_import
         if self._left <= 0:
             return Failure("no time left")
-        with self._clock():
-            answer = self._process.ask(check.call, self._left)
+        begin = time.monotonic()
+        answer = self._process.ask(check.call, self._left)
+        self._left -= time.monotonic() - begin
         if isinstance(answer, Failure) and answer.kind != "exception":
             self._stack.close()
             self._process = None
         return answer
 
-    @contextlib.contextmanager
-    def _clock(self, start: bool = False) -> Iterator[None]:
-        begin = time.monotonic()
-        yield
-        if not start:
-            self._left -= time.monotonic() - begin
-
-    def __enter__(self) -> _Session:
+    def __enter__(self) -> Session:
         return self
 
     def __exit__(self, *_: Any) -> None:

@@ -69,11 +69,11 @@ class Failure(NamedTuple):
 class Process:
     """One exercise's file, imported in a process of its own; a context manager.
 
-    `missing` names the protections that this system lacks. Raises `Died` where the process cannot even start.
+    `missing` names the protections that this system lacks.
     """
 
     def __init__(
-        self, name: str, source: bytes, limits: Limits, harness: Optional[str] = None, library: bool = False
+        self, name: str, source: bytes, limits: Limits, harness: Optional[Path] = None, library: bool = False
     ) -> None:
         self._limits = limits
         self._folder = tempfile.TemporaryDirectory(prefix="grade_", ignore_cleanup_errors=True) \
@@ -84,7 +84,7 @@ class Process:
         self._connection, other = socket.socketpair()
         path = [entry for entry in sys.path if entry and (library or not _ours(entry))]
         settings = {
-            "connection": other.fileno(), "file": str(file), "harness": harness and str(HARNESSES / harness),
+            "connection": other.fileno(), "file": str(file), "harness": harness and str(harness),
             "library": library, "path": [*path, str(ROOT)] if library else path,
             "readable": [*_system(), *path, *([str(ROOT)] if library else [])],
             "limits": {
@@ -101,31 +101,28 @@ class Process:
         self.missing: list[str] = []
 
     def start(self) -> Optional[Failure]:
-        """Wait for MindSpore, then import the file; what went wrong, or None."""
+        """Wait for MindSpore, then import the file; what went wrong, or None.
+
+        Raises RuntimeError where not even MindSpore starts: no fault of the submission.
+        """
         try:
             header, _ = messages.receive(self._connection, time.monotonic() + self._limits.start)
         except (EOFError, OSError) as error:
             raise RuntimeError(f"the process of a submission does not start: {error!r}") from error
         self.missing = header["missing"]
-        reply = self._ask({"function": None}, [], self._limits.call)
-        return reply if isinstance(reply, Failure) else None
+        imported = self._ask({"function": None}, [], self._limits.call)
+        return imported if isinstance(imported, Failure) else None
 
     def ask(self, call: Call, seconds: float) -> Union[Value, Failure]:
         """What the call returns, or why it did not within so many seconds; after late, died, forged ask no more."""
-        arrays: list[np.ndarray] = []
-        request = {
-            "function": call.function, "harness": call.harness,
-            "arguments": [encode(value, arrays) for value in call.arguments],
-            "keywords": {name: encode(value, arrays) for name, value in call.keywords.items()},
-        }
-        return self._ask(request, arrays, min(seconds, self._limits.call))
+        return self._ask(*request(call), min(seconds, self._limits.call))
 
-    def _ask(self, request: dict[str, Any], arrays: list[np.ndarray], seconds: float) -> Union[Value, Failure]:
+    def _ask(self, header: dict[str, Any], arrays: list[np.ndarray], seconds: float) -> Union[Value, Failure]:
         deadline = time.monotonic() + seconds
         try:
             self._connection.settimeout(seconds)
-            messages.send(self._connection, request, arrays)
-            return _reply(*messages.receive(self._connection, deadline))
+            messages.send(self._connection, header, arrays)
+            return reply(*messages.receive(self._connection, deadline))
         except (TimeoutError, socket.timeout):  # two classes before Python 3.10
             return Failure("late")
         except messages.BadMessage:
@@ -150,19 +147,29 @@ class Process:
         self._folder.cleanup()
 
 
-def encode(value: Any, arrays: list[np.ndarray]) -> Any:
+def request(call: Call) -> tuple[dict[str, Any], list[np.ndarray]]:
+    """The call as a message."""
+    arrays: list[np.ndarray] = []
+    return {
+        "function": call.function, "harness": call.harness,
+        "arguments": [_encode(value, arrays) for value in call.arguments],
+        "keywords": {name: _encode(value, arrays) for name, value in call.keywords.items()},
+    }, arrays
+
+
+def _encode(value: Any, arrays: list[np.ndarray]) -> Any:
     """An argument for a message: arrays go into `arrays`."""
     if isinstance(value, Oracle):
-        return {"oracle": value.name, "arguments": [encode(item, arrays) for item in value.arguments]}
+        return {"oracle": value.name, "arguments": [_encode(item, arrays) for item in value.arguments]}
     if isinstance(value, (AsTensor, np.ndarray)):
         arrays.append(value.array if isinstance(value, AsTensor) else value)
         return {"array": len(arrays) - 1, "tensor": isinstance(value, AsTensor)}
     if isinstance(value, (tuple, list)):
-        return [encode(item, arrays) for item in value]
+        return [_encode(item, arrays) for item in value]
     return value
 
 
-def _reply(header: dict[str, Any], arrays: list[np.ndarray]) -> Union[Value, Failure, None]:
+def reply(header: dict[str, Any], arrays: list[np.ndarray]) -> Union[Value, Failure]:
     """A message of the student's process, of which nothing is believed but its form."""
     try:
         if "error" in header:

@@ -17,9 +17,6 @@ from pathlib import Path
 from typing import Any, Optional
 
 _INSIDE = str(Path(__file__).parent)
-sys.path[:0] = [_INSIDE]
-
-import confinement  # noqa: E402
 
 
 class _NoLibrary(importlib.abc.MetaPathFinder):
@@ -33,6 +30,9 @@ class _NoLibrary(importlib.abc.MetaPathFinder):
 
 def main() -> None:
     """Confine this process, start MindSpore, then answer until the grader hangs up."""
+    sys.path[:0] = [_INSIDE]
+    import confinement
+
     settings = json.loads(sys.argv[1])
     connection = socket.socket(fileno=settings["connection"])
     limits = settings["limits"]
@@ -46,7 +46,7 @@ def main() -> None:
 
     ms.set_device("CPU")
     ms.runtime.launch_blocking()  # short operators otherwise wait for ticks of 4 ms
-    harness = _load(settings["harness"], "harness") if settings["harness"] else None
+    harness = load(settings["harness"], "harness") if settings["harness"] else None
     if not settings["library"]:
         sys.meta_path.insert(0, _NoLibrary())
     sys.path.remove(_INSIDE)
@@ -60,21 +60,28 @@ def main() -> None:
             return
         try:
             if request["function"] is None:
-                student = _load(settings["file"], Path(settings["file"]).stem)
+                student = load(settings["file"], Path(settings["file"]).stem)
                 reply: tuple[dict[str, Any], list] = ({}, [])
             else:
-                place = harness if request["harness"] else student
-                arguments = [_decode(value, arrays, harness) for value in request["arguments"]]
-                keywords = {name: _decode(value, arrays, harness) for name, value in request["keywords"].items()}
-                if request["harness"]:
-                    arguments.insert(0, student)
-                reply = _encode(getattr(place, request["function"])(*arguments, **keywords))
+                reply = answer(request, arrays, student, harness)
             messages.send(connection, *reply)
         except BaseException as error:  # also what ends a program: SystemExit, KeyboardInterrupt
-            messages.send(connection, _describe(error, settings["file"]))
+            messages.send(connection, describe(error, settings["file"]))
 
 
-def _load(file: str, name: str) -> types.ModuleType:
+def answer(
+    request: dict[str, Any], arrays: list, student: types.ModuleType, harness: Optional[types.ModuleType]
+) -> tuple[dict[str, Any], list]:
+    """Call the function that is asked for, and what it returns as a message."""
+    arguments = [_decode(value, arrays, harness) for value in request["arguments"]]
+    keywords = {name: _decode(value, arrays, harness) for name, value in request["keywords"].items()}
+    if request["harness"]:
+        return _encode(getattr(harness, request["function"])(student, *arguments, **keywords))
+    return _encode(getattr(student, request["function"])(*arguments, **keywords))
+
+
+def load(file: str, name: str) -> types.ModuleType:
+    """Import a file."""
     spec = importlib.util.spec_from_file_location(name, file)
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
@@ -124,7 +131,7 @@ def _leaf(value: Any, arrays: list) -> dict[str, Any]:
     return leaf
 
 
-def _describe(error: BaseException, file: str) -> dict[str, Any]:
+def describe(error: BaseException, file: str) -> dict[str, Any]:
     """The exception, and the last line of the student's file that it came through."""
     line, step = None, error.__traceback__
     while step is not None:
