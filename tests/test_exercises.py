@@ -1,7 +1,7 @@
 """The checks of the course's exercises: they know right from wrong, and what is wrong.
 
 The solutions, plain and the library's, are in tests/solutions, with the typical mistakes: a piece of the plain
-solution, and what stands in its place. They are asked here, in the tests' own process; tests/test_grader.py has the sandbox.
+solution, and what stands in its place. They are asked here, in the tests' own process: no sandbox, no wait.
 """
 
 import importlib.util

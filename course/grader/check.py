@@ -46,8 +46,8 @@ The stub: `course/exercises/ex04_posterior.py`, with a docstring in both languag
 Points: 100 in all (1: 8, 2: 8, 3: 6, 4: 8, 5: 8, 6: 10, 7: 10, 8: 6, 9: 10, 10: 8, 11: 6, 12: 6, 13: 6).
 
 The tests: `tests/solutions/plain/ex04_posterior.py` is a solution without the library, `tests/solutions/library/`
-holds the library behind the same signatures, `tests/solutions/mistakes/ex04.py` a list `MISTAKES` of (part, piece of the
-plain solution, what stands there instead, piece of the English hint), and `tests/test_exercises.py` tries them all.
+holds the library behind the same signatures, `tests/solutions/mistakes/ex04.py` a list `MISTAKES` of (part, piece of
+the plain solution, what stands there instead, piece of the English hint); `tests/test_exercises.py` tries them all.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ def extract(table, t, x_shape):
 
 
 def _process(schedule):
-    process = GaussianDiffusion(timesteps=len(schedule))
+    process = GaussianDiffusion(timesteps=len(schedule), scale_betas=False)
     process.sqrt_alphas_cumprod = Tensor(schedule.sqrt_alphas_cumprod, mstype.float32)
     process.sqrt_one_minus_alphas_cumprod = Tensor(schedule.sqrt_one_minus_alphas_cumprod, mstype.float32)
     return process
