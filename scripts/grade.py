@@ -9,7 +9,7 @@ import json
 import secrets
 import sys
 from pathlib import Path
-from typing import List, Literal, Optional
+from typing import Literal, Optional
 
 from jsonargparse.typing import NonNegativeInt, PositiveInt
 
@@ -27,7 +27,7 @@ def main() -> None:
     """Parse, read what was handed in, grade, print, write."""
     parser = Parser(description=__doc__, usage="%(prog)s SUBMISSION [options]")
     parser.add_argument("submission", type=str, help="folder with exNN*.py files, a zip of one, or one such file")
-    parser.add_argument("--exercise", type=Optional[List[PositiveInt]], default=None, nargs="+", help="these alone")
+    parser.add_argument("--exercise", type=PositiveInt, nargs="+", default=None, help="these alone")
     parser.add_argument("--seed", type=Optional[NonNegativeInt], default=None, help="of the inputs; drawn unless given")
     parser.add_argument("--language", type=Literal["both", "en", "zh"], default="both", help="of the help")
     parser.add_argument("--json", type=Optional[str], default=None, help="file for the points")

@@ -26,7 +26,6 @@ class BadMessage(ValueError):
 
 def send(connection: socket.socket, header: dict[str, Any], arrays: Sequence[np.ndarray] = ()) -> None:
     """Write a message. Raises `BadMessage` where it would be longer than the other side reads."""
-    arrays = [np.ascontiguousarray(array) for array in arrays]
     described = [[array.dtype.name, list(array.shape)] for array in arrays]
     text = json.dumps({**header, "arrays": described}).encode()
     length = sum(array.nbytes for array in arrays)
