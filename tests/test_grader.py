@@ -84,10 +84,6 @@ raise ValueError(succeeded)""", "raises ValueError: [] (line", True),
         "class Liar(np.ndarray):\n    __eq__ = __le__ = __lt__ = lambda self, other: True\n"
         "    __array_ufunc__ = None\n"
         "def FUNCTION(*_):\n    return np.zeros((2, 2)).view(Liar)", "shape (2, 2) instead of", False),
-    "a Tensor that lies": (
-        "import mindspore\nclass Liar(mindspore.Tensor):\n    __eq__ = __le__ = lambda self, other: True\n"
-        "    shape = property(lambda self: (3, 2, 4, 5))\n"
-        "def FUNCTION(*_):\n    return Liar(np.zeros((2, 2), np.float32))", "", False),
     "a terminal's control sequences": (
         "raise ValueError('\\x1b[2J\\x1b[1;1H\\r\\ntotal 100/100\\ud800')",
         "raises ValueError: [2J [1;1H total 100/100", True),
@@ -95,53 +91,61 @@ raise ValueError(succeeded)""", "raises ValueError: [] (line", True),
         "while True: open(f'{id(object())}', 'ab').write(bytes(1 << 26))", "raises OSError: [Errno 27]", True),
     "input": ("input()", "raises EOFError", True),
 }
-PLACES = (1, 3, 4, 5)
-"""Exercises that hostile code is put into, four in a grading; beside them exercise 2 is right."""
+NEIGHBOURS = {1: "loop at import", 3: "os._exit", 4: "segmentation fault", 5: "hands on what is not its own"}
 
 
-def hostile_source(number, code, secret):
+def hostile(number, name, secret):
     first = EXERCISES[number].parts(np.random.default_rng(0))[0].title
-    grader = str(Path(grade.__file__).parent)
-    code = code.replace("FUNCTION", first).replace("SECRET", str(secret)).replace("GRADER", grader)
-    return plain(number) + f"\n\n{code}\n".encode()
+    code = HOSTILE[name][0].replace("FUNCTION", first).replace("SECRET", str(secret))
+    return plain(number) + f"\n\n{code.replace('GRADER', str(Path(grade.__file__).parent))}\n".encode()
 
 
-@pytest.fixture(scope="module")
-def hostile(tmp_path_factory):
-    """name -> (the result of the hostile exercise, that of its right neighbour); and files that must be untouched."""
-    secret = tmp_path_factory.mktemp("secret") / "results.json"
-    secret.write_text("{}")
-    names, results = list(HOSTILE), {}
-    for start in range(0, len(names), len(PLACES)):
-        group = dict(zip(PLACES, names[start : start + len(PLACES)]))
-        files = {2: File("ex02_q_sample.py", plain(2))}
-        for number, name in group.items():
-            files[number] = File(EXERCISES[number].FILE, hostile_source(number, HOSTILE[name][0], secret))
-        graded = {result.number: result for result in grade.grade(files, seed=3, numbers=files, limits=SHORT)}
-        results.update((name, (graded[number], graded[2])) for number, name in group.items())
-    assert secret.read_text() == "{}"
-    return results
+@pytest.fixture
+def secret(tmp_path):
+    """A file that must stay as it is."""
+    file = tmp_path / "results.json"
+    file.write_text("{}")
+    mode = file.stat().st_mode
+    yield file
+    assert file.read_text() == "{}" and file.stat().st_mode == mode
 
 
 @pytest.mark.parametrize("name", HOSTILE)
-def test_hostile_code_costs_its_exercise_and_nothing_else(hostile, name):
+def test_hostile_code_earns_nothing(name, secret):
     _, hint, whole = HOSTILE[name]
-    result, neighbour = hostile[name]
-    assert neighbour.points == neighbour.out_of == 8
-    lost = [row for row in result.rows if row.points == 0]
-    assert lost[0] is result.rows[0] and hint in lost[0].help.en
-    if whole:
-        assert result.points == 0
+    [result] = grade.grade({1: File("ex01_schedule.py", hostile(1, name, secret))}, 3, [1], SHORT)
+    assert result.rows[0].points == 0 and hint in result.rows[0].help.en
     # Parts that do not call the function keep their points, in a new process if need be.
-    elif result.number == 1:
-        assert result.points == result.out_of - result.rows[0].out_of
-    for row in lost:
-        assert all(letter.isprintable() for text in row.help for letter in text)
-    assert width(max(table([result]).splitlines(), key=width)) <= WIDTH
+    assert result.points == (0 if whole else result.out_of - result.rows[0].out_of)
+    for row in result.rows:
+        assert row.help is None or all(letter.isprintable() for text in row.help for letter in text)
+    assert max(map(width, table([result]).splitlines())) <= WIDTH
 
 
-def test_protections_are_all_there(hostile):
-    assert {missing for results in hostile.values() for missing in results[0].missing} == set()
+def test_a_tensor_that_lies(secret):
+    code = b"""
+class Liar(Tensor):
+    __eq__ = __le__ = lambda self, other: True
+    shape = property(lambda self: (3, 2, 4, 5))
+def predict_noise(*_):
+    return Liar(np.zeros((2, 2), np.float32))
+"""
+    [result] = grade.grade({3: File("ex03_x_start.py", plain(3) + code)}, 3, [3], SHORT)
+    assert [row.points for row in result.rows] == [3, 0]
+    assert "shape (2, 2) instead of (3, 2, 4, 5)" in result.rows[1].help.en
+
+
+def test_hostile_code_costs_its_exercise_and_nothing_else(secret):
+    files = {number: File(EXERCISES[number].FILE, hostile(number, name, secret)) for number, name in NEIGHBOURS.items()}
+    files[2] = File("ex02_q_sample.py", plain(2))
+    results = {result.number: result for result in grade.grade(files, 3, files, SHORT)}
+    assert results[2].points == results[2].out_of == 8
+    for number, name in NEIGHBOURS.items():
+        assert results[number].rows[0].points == 0 and HOSTILE[name][1] in results[number].rows[0].help.en
+        assert results[number].missing == []  # Landlock and seccomp are there
+
+
+def test_missing_protections_are_said():
     assert confinement.protections([]) is None
     assert "lacks Landlock and seccomp" in confinement.protections(["Landlock", "seccomp"])
 

@@ -34,7 +34,7 @@ class Limits:
     exercise: float = 40.0
     """Seconds of wall clock for all calls of an exercise, starts of the process aside."""
     start: float = 120.0
-    """Seconds until MindSpore is imported; on an idle machine it takes two."""
+    """Seconds until MindSpore is imported, which takes two on an idle machine."""
     memory: int = 4 << 30
     """Bytes of private memory; MindSpore takes 1.3 GB of address space, 0.4 GB of them in use."""
     file_size: int = 16 << 20
@@ -85,7 +85,7 @@ class Process:
         path = [entry for entry in sys.path if entry and (library or not _ours(entry))]
         settings = {
             "connection": other.fileno(), "file": str(file), "harness": harness and str(harness),
-            "library": library, "path": [*path, str(ROOT)] if library else path,
+            "library": library, "mindspore": b"mindspore" in source, "path": [*path, str(ROOT)] if library else path,
             "readable": [*_system(), *path, *([str(ROOT)] if library else [])],
             "limits": {
                 "memory": limits.memory, "file_size": limits.file_size,
@@ -101,9 +101,9 @@ class Process:
         self.missing: list[str] = []
 
     def start(self) -> Optional[Failure]:
-        """Wait for MindSpore, then import the file; what went wrong, or None.
+        """Wait for the process, then let it import the file; what went wrong, or None.
 
-        Raises RuntimeError where not even MindSpore starts: no fault of the submission.
+        Raises RuntimeError where not even the process starts: no fault of the submission.
         """
         try:
             header, _ = messages.receive(self._connection, time.monotonic() + self._limits.start)
