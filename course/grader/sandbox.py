@@ -85,7 +85,8 @@ class Process:
         path = [entry for entry in sys.path if entry and (library or not _ours(entry))]
         settings = {
             "connection": other.fileno(), "file": str(file), "harness": harness and str(harness),
-            "library": library, "mindspore": b"mindspore" in source, "path": [*path, str(ROOT)] if library else path,
+            "library": library, "path": [*path, str(ROOT)] if library else path,
+            "mindspore": harness is not None or b"mindspore" in source,
             "readable": [*_system(), *path, *([str(ROOT)] if library else [])],
             "limits": {
                 "memory": limits.memory, "file_size": limits.file_size,
