@@ -4,7 +4,9 @@ The solutions, plain and the library's, are in tests/solutions, with the typical
 solution, and what stands in its place. They are asked here, in the tests' own process: no sandbox, no wait.
 """
 
+import ast
 import importlib.util
+import re
 import sys
 from pathlib import Path
 
@@ -89,7 +91,7 @@ def test_three_mistakes_of_each_exercise(number):
 
 @pytest.mark.parametrize("number", EXERCISES)
 def test_inputs_show_every_mistake_whatever_the_seed(number):
-    for seed in range(200):  # `Check` refuses a mistake that is right
+    for seed in range(60):  # `Check` refuses a mistake that is right
         parts = EXERCISES[number].parts(np.random.default_rng([seed, number]))
     assert sum(part.points for part in parts) == POINTS[number]
     assert [part.number for part in parts] == [f"{number}.{k + 1}" for k in range(len(parts))]
@@ -110,3 +112,28 @@ def test_inputs_differ_between_seeds(number):
 def test_stubs_get_nothing(number):
     for row in rows(ROOT / "course" / "exercises" / EXERCISES[number].FILE, number, seed=0):
         assert row.points == 0 and row.help.en == "not written yet"
+
+
+def stubs(number):
+    """(name, whole docstring, the text of NotImplementedError) of each function to complete."""
+    tree = ast.parse((ROOT / "course" / "exercises" / EXERCISES[number].FILE).read_text(encoding="utf-8"))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef) and isinstance(node.body[-1], ast.Raise):
+            yield node.name, ast.get_docstring(node), node.body[-1].exc.args[0].value
+
+
+@pytest.mark.parametrize("number", EXERCISES)
+def test_stubs_speak_both_languages(number):
+    named = set()
+    for name, docstring, text in stubs(number):
+        match = re.fullmatch(r"Exercise (\d+\.\d+) / 练习 (\d+\.\d+): ([\w.]+)", text)
+        assert match and match[1] == match[2] and match[3].split(".")[-1] == name
+        assert name == "__init__" or re.search("[\u4e00-\u9fff]", docstring)
+        named.add(match[1])
+    assert named == {part.number for part in EXERCISES[number].parts(np.random.default_rng(0))}
+
+
+def test_the_list_of_exercises_is_the_code():
+    text = (ROOT / "course" / "exercises" / "README.md").read_text(encoding="utf-8")
+    for number, module in EXERCISES.items():
+        assert re.search(rf"^\| {number} \| `{module.FILE}` \| .* / .* \| {POINTS[number]} \|$", text, flags=re.M)

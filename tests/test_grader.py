@@ -236,7 +236,7 @@ CHECK = Check(Call("f"), EXPECTED, [Mistake(EXPECTED.T, "turned", "转了"), Mis
     (value(np.float32([np.nan] * 6).reshape(2, 3)), "holds NaN or infinity"),
     (value(EXPECTED[:1].astype(np.float32)), "has shape (1, 3) instead of (2, 3)"),
     (value(np.float32(0)), "has shape () instead of (2, 3)"),
-    ([value(EXPECTED)], "returns 1 values where one is asked for"),
+    ([value(EXPECTED)], "returns a tuple of 1 where one value is asked for"),
 ])
 def test_judgement_of_one_value(answer, hint):
     help = grade.judge(answer, CHECK)
@@ -255,8 +255,8 @@ def test_judgement_of_several_values():
     check = Check(Call("f"), [EXPECTED, np.zeros(2)], returns=["array", "tensor"], tolerance=1e-6)
     first, second = value(EXPECTED, "array", "ndarray"), value(np.zeros(2, np.float32))
     assert grade.judge([first, second], check) is None
-    assert grade.judge([first], check).en == "returns 1 values where 2 is asked for"
-    assert grade.judge(first, check).en == "returns one value where 2 is asked for"
+    assert grade.judge([first], check).en == "returns a tuple of 1 where a tuple of 2 is asked for"
+    assert grade.judge(first, check).en == "returns one value where a tuple of 2 is asked for"
     assert grade.judge([first, value(np.float32([0, 1]))], check).en.startswith("value 2: differs by 1 ")
 
 

@@ -19,7 +19,7 @@ C, H and W all differ, so that a wrong axis shows.
           Call("q_posterior_mean", AsTensor(x_start), AsTensor(x_t), AsTensor(t), betas),
           expected=mean,                                  # from the closed form, in float64
           mistakes=[Mistake(mean_of_that_mistake, "alpha_t stands where alpha-bar_t belongs",
-                            "这里应是 alpha-bar_t, 不是 alpha_t")],
+                            "这里应是 alpha-bar_t，不是 alpha_t")],
       ),
   ])
 

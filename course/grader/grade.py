@@ -155,42 +155,47 @@ def judge(answer: sandbox.Value, check: Check) -> Optional[Both]:
             if mistake.answer(values) if callable(mistake.answer) else agrees(values, mistake.answer, check.allowed):
                 return mistake.help
     if not right_form:
-        found = f"{len(answer)} values" if isinstance(answer, list) else "one value"
-        asked = f"{len(expected)}" if many else "one"
-        return Both(f"returns {found} where {asked} is asked for", f"应返回 {asked} 个值, 却返回了 {found}")
+        found, asked = _count(answer), _count(expected)
+        return Both(f"returns {found.en} where {asked.en} is asked for", f"应返回{asked.zh}，却返回了{found.zh}")
     leaves, arrays = (answer, expected) if many else ([answer], [expected])
     kinds = [check.returns] * len(leaves) if isinstance(check.returns, str) else check.returns
     for place, (leaf, array, kind) in enumerate(zip(leaves, arrays, kinds), start=1):
         problem = _of_leaf(leaf, np.asarray(array), kind, check.allowed)
         if problem:
-            return Both(f"value {place}: {problem.en}", f"第 {place} 个值: {problem.zh}") if many else problem
+            return Both(f"value {place}: {problem.en}", f"第 {place} 个值：{problem.zh}") if many else problem
     return None
+
+
+def _count(values: Any) -> Both:
+    if isinstance(values, (list, tuple)) and not isinstance(values, Leaf):
+        return Both(f"a tuple of {len(values)}", f" {len(values)} 个值组成的元组")
+    return Both("one value", "一个值")
 
 
 def _of_leaf(leaf: Leaf, expected: np.ndarray, kind: str, tolerance: float) -> Optional[Both]:
     if kind == "tensor" and leaf.kind != "tensor":
-        return Both(f"returns a {leaf.type}, not a MindSpore Tensor", f"应返回 Tensor, 却返回了 {leaf.type}")
+        return Both(f"returns a {leaf.type}, not a MindSpore Tensor", f"应返回 Tensor，却返回了 {leaf.type}")
     if kind == "array" and leaf.kind != "array":
-        return Both(f"returns a {leaf.type}, not a NumPy array", f"应返回 NumPy 数组, 却返回了 {leaf.type}")
+        return Both(f"returns a {leaf.type}, not a NumPy array", f"应返回 NumPy 数组，却返回了 {leaf.type}")
     if leaf.array is None:
         if leaf.type == "NoneType":
-            return Both("returns None: is the return missing?", "返回了 None: 忘了 return?")
-        return Both(f"returns a {leaf.type}: no array, no number", f"返回了 {leaf.type}: 不是数组也不是数")
+            return Both("returns None: is the return missing?", "返回了 None：忘了 return？")
+        return Both(f"returns a {leaf.type}: no array, no number", f"返回了 {leaf.type}：不是数组也不是数")
     wanted = {"tensor": "float32", "array": "float64"}.get(kind)
     if wanted and leaf.array.dtype.name != wanted:
-        return Both(f"is {leaf.array.dtype} instead of {wanted}", f"类型应为 {wanted}, 却是 {leaf.array.dtype}")
+        return Both(f"is {leaf.array.dtype} instead of {wanted}", f"类型应为 {wanted}，却是 {leaf.array.dtype}")
     shape = leaf.array.shape
     if kind == "number" and leaf.array.size == 1:
         shape = ()
     if shape != expected.shape:
-        return Both(f"has shape {shape} instead of {expected.shape}", f"形状应为 {expected.shape}, 却是 {shape}")
+        return Both(f"has shape {shape} instead of {expected.shape}", f"形状应为 {expected.shape}，却是 {shape}")
     if not np.all(np.isfinite(leaf.array)):
         return Both("holds NaN or infinity", "含有 NaN 或无穷大")
     error = difference(leaf.array.reshape(expected.shape), expected)
     if error > tolerance:
         return Both(
             f"differs by {error:.2g} of the largest value expected; {tolerance:g} is allowed",
-            f"与正确值相差最大值的 {error:.2g} 倍; 允许 {tolerance:g}",
+            f"与正确值相差最大值的 {error:.2g} 倍；允许 {tolerance:g}",
         )
     return None
 
@@ -205,32 +210,32 @@ def explain_failure(failure: Failure, limits: Limits) -> Both:
     """Why a call returned nothing."""
     if failure.kind == "late":
         return Both(
-            f"still runs after {limits.call:g} seconds: an endless loop?", f"{limits.call:g} 秒后仍未结束: 死循环?"
+            f"still runs after {limits.call:g} seconds: an endless loop?", f"{limits.call:g} 秒后仍未结束：死循环？"
         )
     if failure.kind == "no time left":
         return Both(
             f"not asked: the exercise took more than {limits.exercise:g} seconds",
-            f"未评: 本练习已用去超过 {limits.exercise:g} 秒",
+            f"未评：本练习已用去超过 {limits.exercise:g} 秒",
         )
     if failure.kind == "forged":
         return Both("answers with something unreadable or too large", "返回的内容无法读取或过大")
     if failure.kind == "died":
         return _death(int(failure.error))
-    where = f" (line {failure.line})" if failure.line else ""
+    where = Both(f" (line {failure.line})", f"（第 {failure.line} 行）") if failure.line else Both("", "")
     if failure.error == "NotImplementedError":
         return Both("not written yet", "尚未完成")
     if failure.error == "MemoryError":
-        return Both(f"asks for too much memory{where}", f"申请的内存太多{where}")
+        return Both(f"asks for too much memory{where.en}", f"申请的内存太多{where.zh}")
     if failure.error == "AttributeError" and (name := re.match(r"module '\w+' has no attribute '(\w+)'", failure.text)):
         return Both(f"the file has no {name.group(1)}", f"文件中没有 {name.group(1)}")
     text = f"{failure.error}: {failure.text}" if failure.text else failure.error
-    return Both(f"raises {text}{where}", f"抛出异常 {text}{where}")
+    return Both(f"raises {text}{where.en}", f"抛出异常 {text}{where.zh}")
 
 
 def _death(status: int) -> Both:
     if status in (-signal.SIGXCPU, -signal.SIGKILL):
-        return Both("its process was killed: too much time or memory", "进程被终止: 时间或内存超限")
+        return Both("its process was killed: too much time or memory", "进程被终止：时间或内存超限")
     if status < 0:
         name = signal.Signals(-status).name if -status in signal.valid_signals() else f"signal {-status}"
-        return Both(f"its process crashed ({name})", f"进程崩溃 ({name})")
-    return Both(f"ends its own process (exit status {status})", f"自行结束了进程 (退出码 {status})")
+        return Both(f"its process crashed ({name})", f"进程崩溃（{name}）")
+    return Both(f"ends its own process (exit status {status})", f"自行结束了进程（退出码 {status}）")

@@ -62,13 +62,13 @@ def read_training(folder: str) -> Training:
         (Both("noise", "噪声调度"), f"{config.diffusion.schedule}, T = {config.diffusion.timesteps}"),
         (Both("training steps", "训练步数"), f"{steps}"),
         (Both("images a step", "每步图像数"), f"{config.train.batch_size}"),
-        (Both("loss, mean of the last tenth", "损失, 最后十分之一的平均"),
+        (Both("loss, mean of the last tenth", "损失，最后十分之一的平均"),
          f"{np.mean(late):.4g} ({config.diffusion.loss})" if late else "-"),
     ]
     pictures = sorted((run / "samples").glob("step_*.png"))
     if pictures:
         step = int(pictures[-1].stem.rpartition("_")[2])
-        caption = Both(f"samples after step {step}, from the run", f"第 {step} 步之后的样本, 取自训练文件夹")
+        caption = Both(f"samples after step {step}, from the run", f"第 {step} 步之后的样本，取自训练文件夹")
         return Training(facts, curve.getvalue(), _reread(pictures[-1]), caption)
     return Training(facts, curve.getvalue(), *_sample(folder))
 
@@ -92,7 +92,7 @@ def _sample(folder: str) -> tuple[bytes, Both]:
     images, _ = sampling.sample(loop, steps, run.config.image_shape, SAMPLES, seed=0)
     caption = Both(
         f"sampled for this sheet after step {run.step}: DDIM, {steps} steps, seed 0",
-        f"第 {run.step} 步之后为本页采样: DDIM, {steps} 步, 种子 0",
+        f"第 {run.step} 步之后为本页采样：DDIM, {steps} 步，种子 0",
     )
     return _png(visualize.make_grid(to_uint8(images))), caption
 
@@ -145,7 +145,7 @@ def _exercise(result: ExerciseResult) -> str:
 
 def _training(training: Optional[Training]) -> str:
     if training is None:
-        return f"<p>{_both(Both('No training was handed in.', '没有交训练结果.'))}</p>"
+        return f"<p>{_both(Both('No training was handed in.', '没有交训练结果。'))}</p>"
     return _facts(training.facts) + "".join(
         f'<figure><img alt="{html.escape(caption.en)}" src="data:image/png;base64,{base64.b64encode(png).decode()}">'
         f"<figcaption>{_both(caption)}</figcaption></figure>"

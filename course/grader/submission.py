@@ -48,7 +48,7 @@ def read(submission: str) -> dict[int, File]:
         number = int(match.group(1))
         if number in files:
             both = f"{files[number].name}, {file.name}"
-            file = File(file.name, problem=Both(f"two files for one exercise: {both}", f"同一练习有两个文件: {both}"))
+            file = File(file.name, problem=Both(f"two files for one exercise: {both}", f"同一练习有两个文件：{both}"))
         files[number] = file
     if not files:
         raise UserError(f"{place} holds no exercise: the files are named like ex01_schedule.py, as in course/exercises")
@@ -70,7 +70,7 @@ def _of_path(path: Path) -> File:
         with path.open("rb") as file:
             return _limited(path.name, file.read(LARGEST + 1))
     except OSError as error:
-        return File(path.name, problem=Both(f"cannot be read: {error.strerror}", f"读不了: {error.strerror}"))
+        return File(path.name, problem=Both(f"cannot be read: {error.strerror}", f"读不了：{error.strerror}"))
 
 
 def _of_zip(path: Path) -> Iterator[File]:
@@ -93,10 +93,10 @@ def _of_zip(path: Path) -> Iterator[File]:
 
 def _limited(name: str, source: bytes) -> File:
     if len(source) > LARGEST:
-        return File(name, problem=Both("more than 1 MB: no exercise needs that", "超过 1 MB: 练习用不了这么大"))
+        return File(name, problem=Both("more than 1 MB: no exercise needs that", "超过 1 MB：练习用不了这么大"))
     return File(name, source)
 
 
-_NO_FILE = Both("a link or no plain file: hand in the file itself", "是链接或不是普通文件: 请交文件本身")
+_NO_FILE = Both("a link or no plain file: hand in the file itself", "是链接或不是普通文件：请交文件本身")
 
 Submission = Union[str, Path]

@@ -7,7 +7,7 @@ import numpy as np
 from course.grader.check import AsTensor, Both, Call, Check, Mistake, Part
 
 FILE = "ex03_x_start.py"
-TITLE = Both("x_0 from the noise, and back", "由噪声求 x_0, 以及反过来")
+TITLE = Both("x_0 from the noise, and back", "由噪声求 x_0，以及反过来")
 
 
 def parts(rng: np.random.Generator) -> list[Part]:
@@ -39,43 +39,43 @@ def _predict_x_start(betas: np.ndarray, t: np.ndarray, x_t: np.ndarray, noise: n
         mistakes=[
             Mistake(
                 solved(alpha), "alpha_t stands where alpha-bar_t belongs: x_t holds the noise of all steps up to t",
-                "这里应是 alpha-bar_t, 不是 alpha_t: x_t 含有到 t 为止每一步的噪声",
+                "这里应是 alpha-bar_t，不是 alpha_t：x_t 含有到 t 为止每一步的噪声",
             ),
             Mistake(
                 solved(previous), "off by one: alpha-bar_t, not alpha-bar_{t-1}",
-                "差了一步: 是 alpha-bar_t, 不是 alpha-bar_{t-1}",
+                "差了一步：是 alpha-bar_t，不是 alpha-bar_{t-1}",
             ),
             Mistake(
                 x_t - np.sqrt(1 - bar) * noise,
                 "the noise is gone, but the image still shrunk: divide by sqrt(alpha-bar_t)",
-                "噪声减掉了, 但图像仍是缩小的: 再除以 sqrt(alpha-bar_t)",
+                "噪声减掉了，但图像仍是缩小的：再除以 sqrt(alpha-bar_t)",
             ),
             Mistake(
                 (x_t - np.sqrt(1 - bar) * noise) * np.sqrt(bar),
                 "multiplied where it must be divided by sqrt(alpha-bar_t)",
-                "应除以 sqrt(alpha-bar_t), 却乘了",
+                "应除以 sqrt(alpha-bar_t)，却乘了",
             ),
             Mistake(
                 (x_t - np.sqrt(1 - bar) * noise) / bar, "a square root is missing: divide by sqrt(alpha-bar_t)",
-                "漏了平方根: 应除以 sqrt(alpha-bar_t)",
+                "漏了平方根：应除以 sqrt(alpha-bar_t)",
             ),
             Mistake(
                 (x_t - (1 - bar) * noise) / np.sqrt(bar),
                 "1 - alpha-bar_t is the variance: noise is multiplied by the standard deviation, its square root",
-                "1 - alpha-bar_t 是方差: 噪声要乘标准差, 即它的平方根",
+                "1 - alpha-bar_t 是方差：噪声要乘标准差，即它的平方根",
             ),
             Mistake(
                 x_t / np.sqrt(bar) - (1 / bar - 1) * noise, "a square root is missing: sqrt(1 / alpha-bar_t - 1)",
-                "漏了平方根: sqrt(1 / alpha-bar_t - 1)",
+                "漏了平方根：sqrt(1 / alpha-bar_t - 1)",
             ),
             Mistake(
                 x_t / np.sqrt(bar) - np.sqrt(1 - bar) * noise,
                 "only x_t was divided by sqrt(alpha-bar_t): the noise must be too",
-                "只有 x_t 除以了 sqrt(alpha-bar_t): 噪声也要除",
+                "只有 x_t 除以了 sqrt(alpha-bar_t)：噪声也要除",
             ),
             Mistake(
                 (x_t + np.sqrt(1 - bar) * noise) / np.sqrt(bar), "the noise must be taken away, not added",
-                "噪声应减去, 不是加上",
+                "噪声应减去，不是加上",
             ),
         ],
     )
@@ -91,37 +91,37 @@ def _predict_noise(betas: np.ndarray, t: np.ndarray, x_t: np.ndarray, x_start: n
         Call("predict_noise", AsTensor(x_t), AsTensor(t), AsTensor(x_start), betas), solved(bar),
         mistakes=[
             Mistake(
-                solved(alpha), "alpha_t stands where alpha-bar_t belongs", "这里应是 alpha-bar_t, 不是 alpha_t",
+                solved(alpha), "alpha_t stands where alpha-bar_t belongs", "这里应是 alpha-bar_t，不是 alpha_t",
             ),
             Mistake(
                 solved(previous), "off by one: alpha-bar_t, not alpha-bar_{t-1}",
-                "差了一步: 是 alpha-bar_t, 不是 alpha-bar_{t-1}",
+                "差了一步：是 alpha-bar_t，不是 alpha-bar_{t-1}",
             ),
             Mistake(
                 x_t - x_start,
                 "x_0 in x_t is shrunk: take away sqrt(alpha-bar_t) x_0, then divide by the standard deviation",
-                "x_t 中的 x_0 是缩小的: 先减去 sqrt(alpha-bar_t) x_0, 再除以标准差",
+                "x_t 中的 x_0 是缩小的：先减去 sqrt(alpha-bar_t) x_0，再除以标准差",
             ),
             Mistake(
                 x_t - np.sqrt(bar) * x_start, "divide by sqrt(1 - alpha-bar_t): the noise has variance 1",
-                "还要除以 sqrt(1 - alpha-bar_t): 噪声的方差是 1",
+                "还要除以 sqrt(1 - alpha-bar_t)：噪声的方差是 1",
             ),
             Mistake(
                 (x_t - np.sqrt(bar) * x_start) / (1 - bar),
                 "1 - alpha-bar_t is the variance: divide by the standard deviation, its square root",
-                "1 - alpha-bar_t 是方差: 应除以标准差, 即它的平方根",
+                "1 - alpha-bar_t 是方差：应除以标准差，即它的平方根",
             ),
             Mistake(
                 (x_t - bar * x_start) / np.sqrt(1 - bar), "a square root is missing: sqrt(alpha-bar_t) x_0",
-                "漏了平方根: sqrt(alpha-bar_t) x_0",
+                "漏了平方根：sqrt(alpha-bar_t) x_0",
             ),
             Mistake(
                 (x_t - x_start) / np.sqrt(1 - bar), "x_0 in x_t is shrunk: sqrt(alpha-bar_t) x_0",
-                "x_t 中的 x_0 是缩小的: sqrt(alpha-bar_t) x_0",
+                "x_t 中的 x_0 是缩小的：sqrt(alpha-bar_t) x_0",
             ),
             Mistake(
                 -solved(bar), "the sign is wrong: x_t minus sqrt(alpha-bar_t) x_0",
-                "符号反了: 是 x_t 减 sqrt(alpha-bar_t) x_0",
+                "符号反了：是 x_t 减 sqrt(alpha-bar_t) x_0",
             ),
         ],
     )

@@ -41,32 +41,32 @@ def _group_norm(rng: np.random.Generator) -> Check:
         mistakes=[
             Mistake(
                 over(image, unbiased=1), "the unbiased variance: divide by the number of values, not by one less",
-                "这是无偏方差: 应除以数值的个数, 不是个数减一",
+                "这是无偏方差：应除以数值的个数，不是个数减一",
             ),
             Mistake(
                 over((2, 3)), "each channel was normalised by itself: mean and variance are over all channels too",
-                "每个通道各自做了归一化: 均值和方差也要取遍所有通道",
+                "每个通道各自做了归一化：均值和方差也要取遍所有通道",
             ),
             Mistake(
                 over((1,)), "each pixel was normalised by itself: mean and variance are over all pixels too",
-                "每个像素各自做了归一化: 均值和方差也要取遍所有像素",
+                "每个像素各自做了归一化：均值和方差也要取遍所有像素",
             ),
             Mistake(
                 over((0, 2, 3)), "this is batch normalisation: each image has its own mean and variance",
-                "这是批归一化: 每幅图像有自己的均值和方差",
+                "这是批归一化：每幅图像有自己的均值和方差",
             ),
             Mistake(
                 over((0, 1, 2, 3)), "one mean for the whole batch: each image has its own",
-                "整个批次共用了一个均值: 每幅图像应有自己的",
+                "整个批次共用了一个均值：每幅图像应有自己的",
             ),
             Mistake(
                 over(image, lambda variance: variance + eps), "divided by the variance: the square root is missing",
-                "除以了方差: 漏了平方根",
+                "除以了方差：漏了平方根",
             ),
             Mistake(
                 over(image, lambda variance: np.sqrt(variance) + eps),
                 "eps stands under the root: sqrt(variance + eps)",
-                "eps 在根号里面: sqrt(variance + eps)",
+                "eps 在根号里面：sqrt(variance + eps)",
             ),
             Mistake(over(image, np.sqrt), "eps is missing: sqrt(variance + eps)", "漏了 eps: sqrt(variance + eps)"),
             Mistake(
@@ -111,7 +111,7 @@ def _layers(dim: int, dim_out: int, time: int) -> Check:
         connection = Mistake(
             without(["res_conv.weight", "res_conv.bias"]),
             "res_conv is missing: x has dim channels and the output dim_out",
-            "漏了 res_conv: x 有 dim 个通道, 输出有 dim_out 个",
+            "漏了 res_conv：x 有 dim 个通道，输出有 dim_out 个",
         )
     return Check(
         Call("shapes", names, dim, dim_out, time, harness=True), rows(right), returns="any",
@@ -119,15 +119,15 @@ def _layers(dim: int, dim_out: int, time: int) -> Check:
             connection,
             Mistake(
                 without(of_convs), "the convolutions have no bias: MindSpore's default is has_bias=False",
-                "卷积没有偏置: MindSpore 默认 has_bias=False",
+                "卷积没有偏置：MindSpore 默认 has_bias=False",
             ),
             Mistake(
                 rows({**right, "ds_conv.weight": (dim, dim, 7, 7)}), "ds_conv is not depthwise: group=dim",
-                "ds_conv 不是逐通道卷积: group=dim",
+                "ds_conv 不是逐通道卷积：group=dim",
             ),
             Mistake(
                 rows({**right, "ds_conv.weight": (dim, 1, 3, 3)}), "ds_conv has a 7x7 kernel, not 3x3",
-                "ds_conv 的卷积核是 7x7, 不是 3x3",
+                "ds_conv 的卷积核是 7x7，不是 3x3",
             ),
             Mistake(
                 rows(_shapes(dim, dim_out, time, mult=1)),
@@ -137,13 +137,13 @@ def _layers(dim: int, dim_out: int, time: int) -> Check:
             *([] if dim == dim_out else [Mistake(
                 rows({**right, "mlp.1.weight": (dim_out, time), "mlp.1.bias": (dim_out,)}),
                 "mlp ends in dim channels: it is added before net changes them",
-                "mlp 的输出是 dim 个通道: 它在 net 改变通道数之前相加",
+                "mlp 的输出是 dim 个通道：它在 net 改变通道数之前相加",
             )]),
             Mistake(
                 lambda shapes: shapes.shape == (len(names) + 1, 4)
                 and not all(shapes[names.index(name), 0] for name in right),
                 "a layer is missing or has another name: see the table in the docstring",
-                "缺少某一层或层名不同: 请看文档字符串中的表",
+                "缺少某一层或层名不同：请看文档字符串中的表",
             ),
         ],
     )
@@ -173,11 +173,11 @@ def _block(rng: np.random.Generator, dim: int, dim_out: int, time: Optional[int]
         Mistake(block(emb=None), "the time embedding is not added", "没有加上时间编码"),
         Mistake(
             block(place="x"), "the time embedding is added after ds_conv, not before it",
-            "时间编码应在 ds_conv 之后相加, 不是之前",
+            "时间编码应在 ds_conv 之后相加，不是之前",
         ),
         Mistake(
             block(place="times"), "the time embedding is added to h, not multiplied with it",
-            "时间编码应与 h 相加, 不是相乘",
+            "时间编码应与 h 相加，不是相乘",
         ),
     ]
     tensors = AsTensor(x), None if emb is None else AsTensor(emb)
@@ -186,17 +186,17 @@ def _block(rng: np.random.Generator, dim: int, dim_out: int, time: Optional[int]
         mistakes=[
             Mistake(
                 block(residual="none"), "the residual connection is missing: + res_conv(x)",
-                "漏了残差连接: + res_conv(x)",
+                "漏了残差连接：+ res_conv(x)",
             ),
             Mistake(
                 block(residual="h"), "the residual connection starts from x, before ds_conv",
-                "残差连接从 x 开始, 在 ds_conv 之前",
+                "残差连接从 x 开始，在 ds_conv 之前",
             ),
             Mistake(
                 block(gelu_tanh), "GELU by its tanh approximation: nn.GELU(approximate=False)",
-                "GELU 用了 tanh 近似: 请用 nn.GELU(approximate=False)",
+                "GELU 用了 tanh 近似：请用 nn.GELU(approximate=False)",
             ),
-            Mistake(block(lambda x: np.maximum(x, 0)), "ReLU where GELU is asked for", "应为 GELU, 却用了 ReLU"),
+            Mistake(block(lambda x: np.maximum(x, 0)), "ReLU where GELU is asked for", "应为 GELU，却用了 ReLU"),
             *with_time,
         ],
     )

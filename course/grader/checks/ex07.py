@@ -38,20 +38,20 @@ def _split(qkv: np.ndarray, heads: int) -> Check:
         mistakes=[
             Mistake(
                 [part.swapaxes(2, 3) for part in right], "d stands before the pixels: (B, heads, d, H * W)",
-                "d 在像素之前: (B, heads, d, H * W)",
+                "d 在像素之前：(B, heads, d, H * W)",
             ),
             Mistake(
                 [part.swapaxes(1, 2) for part in right], "the heads stand before d: (B, heads, d, H * W)",
-                "头在 d 之前: (B, heads, d, H * W)",
+                "头在 d 之前：(B, heads, d, H * W)",
             ),
             Mistake(
                 cut(heads, 3, d, order="hcd"), "the channels are all of q, all of k, all of v: chunk first, then heads",
-                "通道依次是全部 q, 全部 k, 全部 v: 先 chunk, 再分头",
+                "通道依次是全部 q、全部 k、全部 v：先 chunk，再分头",
             ),
             Mistake(
                 cut(3, d, heads, order="cdh"),
                 "the d channels of one head lie side by side: reshape to (B, heads, d, N)",
-                "同一个头的 d 个通道是相邻的: reshape 成 (B, heads, d, N)",
+                "同一个头的 d 个通道是相邻的：reshape 成 (B, heads, d, N)",
             ),
             Mistake(
                 [part.reshape(b, heads, d, h, w) for part in right], "the pixels become one axis of H * W",
@@ -59,7 +59,7 @@ def _split(qkv: np.ndarray, heads: int) -> Check:
             ),
             Mistake(
                 [part.reshape(b, heads, d, h, w).swapaxes(3, 4).reshape(part.shape) for part in right],
-                "the pixels come row by row: no transpose of H and W", "像素按行排列: 不要转置 H 和 W",
+                "the pixels come row by row: no transpose of H and W", "像素按行排列：不要转置 H 和 W",
             ),
             Mistake(right[::-1], "the order is q, k, v", "顺序是 q, k, v"),
         ],
@@ -86,15 +86,15 @@ def _attention(q: np.ndarray, k: np.ndarray, v: np.ndarray) -> Check:
             Mistake(
                 _attend(q, k, v, -1, -2),
                 "both softmaxes run over the wrong axis: q over d (-2), k over the pixels (-1)",
-                "两个 softmax 的轴都错了: q 沿 d (-2), k 沿像素 (-1)",
+                "两个 softmax 的轴都错了：q 沿 d (-2)，k 沿像素 (-1)",
             ),
             Mistake(
                 _attend(q, k, v, over_q=-1), "the softmax of q runs over the wrong axis: over d (-2)",
-                "q 的 softmax 轴错了: 沿 d (-2)",
+                "q 的 softmax 轴错了：沿 d (-2)",
             ),
             Mistake(
                 _attend(q, k, v, over_k=-2), "the softmax of k runs over the wrong axis: over the pixels (-1)",
-                "k 的 softmax 轴错了: 沿像素 (-1)",
+                "k 的 softmax 轴错了：沿像素 (-1)",
             ),
             Mistake(
                 _attend(q, k, v, over_q=0), "the softmax of q is missing", "漏了 q 的 softmax",
@@ -107,19 +107,19 @@ def _attention(q: np.ndarray, k: np.ndarray, v: np.ndarray) -> Check:
             ),
             Mistake(
                 _attend(q, k, v, before=-0.5, after=0), "q is multiplied by d ** -0.5 after its softmax, not before",
-                "q 在 softmax 之后才乘 d ** -0.5, 不是之前",
+                "q 在 softmax 之后才乘 d ** -0.5，不是之前",
             ),
             Mistake(
                 _attend(q, k, v, after=-1), "d ** -0.5, one over the square root of d, not 1 / d",
-                "是 d ** -0.5, 即 d 的平方根分之一, 不是 1 / d",
+                "是 d ** -0.5，即 d 的平方根分之一，不是 1 / d",
             ),
             Mistake(
                 _attend(q, k, v, transposed=True), "the context is used the wrong way round: context^T q",
-                "context 用反了: 应为 context^T q",
+                "context 用反了：应为 context^T q",
             ),
             Mistake(
                 _attend(q, k, v) / q.shape[-1], "no division by the number of pixels: softmaxed keys sum to 1 already",
-                "不要再除以像素数: softmax 之后的键之和已是 1",
+                "不要再除以像素数：softmax 之后的键之和已是 1",
             ),
         ],
     )
@@ -146,17 +146,17 @@ def _layer(rng: np.random.Generator, dim: int, heads: int, d: int, x: np.ndarray
         mistakes=[
             Mistake(
                 out(attended) + x, "no residual connection here: the network has one around the layer",
-                "这里没有残差连接: 网络在这一层外面已有一个",
+                "这里没有残差连接：网络在这一层外面已有一个",
             ),
             Mistake(
                 out(attended.swapaxes(1, 2)),
                 "the heads are put together in the wrong order: (B, heads, d, N) as it is",
-                "各头拼接的顺序错了: 直接用 (B, heads, d, N)",
+                "各头拼接的顺序错了：直接用 (B, heads, d, N)",
             ),
             Mistake(
                 out(attended.swapaxes(2, 3)),
                 "pixels and channels are mixed up: reshape (B, heads, d, N), nothing transposed",
-                "像素与通道混淆了: 直接 reshape (B, heads, d, N), 不要转置",
+                "像素与通道混淆了：直接 reshape (B, heads, d, N)，不要转置",
             ),
             Mistake(
                 out(attended, normed=False), "the norm in to_out is not used", "没有用 to_out 中的归一化",

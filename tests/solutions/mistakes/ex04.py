@@ -12,7 +12,7 @@ MISTAKES = [
     ("4.2", "np.sqrt(1 - betas)", "(1 - betas)", "square root of alpha_t is missing"),
     ("4.2", "np.sqrt(1 - betas)", "np.sqrt(bar)", "alpha-bar_t stands where alpha_t belongs"),
     ("4.2", "return coef1, coef2", "return coef1 * (1 - bar), coef2 * (1 - bar)", "divided by 1 - alpha-bar_t"),
-    ("4.2", "return coef1, coef2", "return coef1", "returns one value where 2 is asked for"),
+    ("4.2", "return coef1, coef2", "return coef1", "returns one value where a tuple of 2 is asked for"),
     ("4.3", "coef1 * x_start + coef2 * x_t", "coef1 * x_t + coef2 * x_start", "at t = 0 the mean is x_0"),
     ("4.3", "extract(posterior_variance(betas)", "extract(betas", "this is beta_t"),
     ("4.3", "extract(posterior_variance(betas)", "extract(np.log(posterior_variance(betas))", "logarithm"),
