@@ -45,7 +45,7 @@ HOSTILE = {
     "10 GB": ("def FUNCTION(*_):\n    return np.ones(10 << 27)", "asks for too much memory", False),
     "fork bomb": ("import os\nwhile True: os.fork()", "raises PermissionError", True),
     "hands on what is not its own": ("""
-import os, socket, subprocess
+import fcntl, os, socket, subprocess
 succeeded = []
 for name, attempt in {
     "program": lambda: subprocess.run(["true"]), "own process group": lambda: os.killpg(0, 9),
@@ -56,6 +56,10 @@ for name, attempt in {
     "NumPy changed": lambda: open(np.__file__, "r+"), "mode changed": lambda: os.chmod("SECRET", 0),
     "removed": lambda: os.remove("SECRET"), "renamed": lambda: os.rename("SECRET", "mine"),
     "linked": lambda: os.link("SECRET", "mine"), "temporary folder": lambda: open("/tmp/mine", "w"),
+    "shared memory": lambda: open("/dev/shm/mine", "w"), "cut off": lambda: os.truncate("SECRET", 0),
+    "signals by fcntl": lambda: fcntl.fcntl(0, fcntl.F_SETOWN, os.getppid()), "disks": lambda: os.listdir("/dev"),
+    "grader slowed down": lambda: os.setpriority(os.PRIO_PROCESS, os.getppid(), 19),
+    "grader limited": lambda: __import__("resource").prlimit(os.getppid(), 0),
 }.items():
     try:
         attempt()

@@ -21,7 +21,7 @@ from ms_diffusion.errors import UserError
 from ms_diffusion.visualize import make_grid
 
 TINY = [
-    "--model.dim=8", "--model.dim_mults=[1]", "--model.convnext_mult=1", "--diffusion.timesteps=10",
+    "--model.dim=8", "--model.dim_mults=[1]", "--model.convnext_mult=1", "--diffusion.timesteps=30",
     "--train.batch_size=4", "--train.sample_every=0", "--train.log_every=1", "--train.steps=2", "--runtime.device=CPU",
     "--runtime.mode=pynative",
 ]
@@ -109,7 +109,7 @@ def test_a_run_without_pictures_is_sampled(run_script, tmp_path):
     assert run_script("train", "--out", run, *TINY)[0] == 0
     assert not list((run / "samples").glob("*.png"))
     training = sheet.read_training(str(run))
-    assert "sampled for this sheet after step 2: DDIM, 10 steps" in training.caption.en
+    assert "sampled for this sheet after step 2: DDIM, 20 steps" in training.caption.en
     image = Image.open(io.BytesIO(training.samples))
     assert image.width == image.height == 5 * 58 + 2  # 25 images of 8x8, seven times enlarged
 

@@ -19,6 +19,7 @@ import numpy as np
 
 from course.grader.check import AsTensor, Call, Oracle
 from course.grader.inside import messages
+from ms_diffusion.errors import UserError
 
 ROOT = Path(__file__).parents[2]
 INSIDE = Path(__file__).parent / "inside"
@@ -104,12 +105,16 @@ class Process:
     def start(self) -> Optional[Failure]:
         """Wait for the process, then let it import the file; what went wrong, or None.
 
-        Raises RuntimeError where not even the process starts: no fault of the submission.
+        Raises `UserError` where not even the process starts: no fault of the submission.
         """
         try:
             header, _ = messages.receive(self._connection, time.monotonic() + self._limits.start)
         except (EOFError, OSError) as error:
-            raise RuntimeError(f"the process of a submission does not start: {error!r}") from error
+            status = self._ended()
+            raise UserError(
+                f"a process for a submission does not start within {self._limits.start:g} seconds: {error!r}, exit "
+                f"status {status}; is MindSpore installed, is there memory?"
+            ) from error
         self.missing = header["missing"]
         imported = self._ask({"function": None}, [], self._limits.call)
         return imported if isinstance(imported, Failure) else None
@@ -204,7 +209,7 @@ def _environment(folder: str) -> dict[str, str]:
     threads = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
     kept = {name: os.environ[name] for name in ("LANG", "LD_LIBRARY_PATH", "PATH") if name in os.environ}
     return {
-        **kept, **dict.fromkeys(threads, "1"), "HOME": folder, "TMPDIR": folder, "GLOG_v": "4",
+        **kept, **dict.fromkeys(threads, "1"), "HOME": folder, "TMPDIR": folder, "GLOG_v": "4", "MALLOC_ARENA_MAX": "2",
         "MS_DIFFUSION_NATIVE": "0", "MS_DIFFUSION_GRAPHS": "0",
     }
 
@@ -218,6 +223,7 @@ def _ours(entry: str) -> bool:
 
 def _system() -> list[str]:
     return [
-        sys.prefix, sys.base_prefix, "/usr", "/lib", "/lib64", "/etc", "/opt", "/proc", "/sys", "/dev",
+        sys.prefix, sys.base_prefix, "/usr", "/lib", "/lib64", "/etc", "/opt", "/proc", "/sys",
+        "/dev/random", "/dev/urandom", "/dev/zero",
         *filter(None, os.environ.get("LD_LIBRARY_PATH", "").split(":")),
     ]

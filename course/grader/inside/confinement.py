@@ -82,7 +82,7 @@ def _restrict_files(readable: Iterable[str], writable: Sequence[str]) -> bool:
         raise OSError(ctypes.get_errno(), "landlock_create_ruleset")
     rules = [(path, _READ) for path in readable]
     rules += [(path, everything) for path in writable]
-    rules += [("/dev/null", _WRITE_FILE | 1 << 2), ("/dev/shm", everything & ~_READ)]
+    rules += [("/dev/null", _WRITE_FILE | _READ)]
     for path, rights in rules:
         _allow(ruleset, path, rights & everything)
     if _LIBC.syscall(_RESTRICT_SELF, ruleset, 0) != 0:
@@ -119,7 +119,10 @@ _REFUSED = {
     "tkill": (200, 130), "pidfd_open": (434, 434), "pidfd_send_signal": (424, 424), "pidfd_getfd": (438, 438),
     "socket": (41, 198), "connect": (42, 203), "io_uring_setup": (425, 425),
     "sched_setaffinity": (203, 122), "setpriority": (141, 140),
-    # Landlock knows writing, not these.
+    "unshare": (272, 97), "setns": (308, 268), "bpf": (321, 280), "perf_event_open": (298, 241),
+    "shmget": (29, 194), "semget": (64, 190), "msgget": (68, 186),  # they would outlive the process
+    # Landlock knows writing, not these; its first versions did not know truncate.
+    "truncate": (76, 45),
     "chmod": (90, -1), "fchmod": (91, 52), "fchmodat": (268, 53), "fchmodat2": (452, 452),
     "chown": (92, -1), "fchown": (93, 55), "lchown": (94, -1), "fchownat": (260, 54),
     "setxattr": (188, 5), "lsetxattr": (189, 6), "fsetxattr": (190, 7),
@@ -127,6 +130,10 @@ _REFUSED = {
 _OWN_PROCESS = {  # refused unless the first argument is this process
     "kill": (62, 129), "tgkill": (234, 131), "rt_sigqueueinfo": (129, 138), "rt_tgsigqueueinfo": (297, 240),
     "prlimit64": (302, 261),
+}
+_SECOND_ARGUMENT = {  # refused for these values of it: who is told of an event by a signal
+    (72, 25): (8, 15),  # fcntl: F_SETOWN, F_SETOWN_EX
+    (16, 29): (0x8901, 0x8902),  # ioctl: FIOSETOWN, SIOCSPGRP
 }
 _CLONE, _CLONE3 = (56, 220), (435, 435)
 
@@ -148,7 +155,8 @@ def _filter_calls() -> bool:
 
 def _program(architecture: int, column: int) -> list[tuple[int, int, int, int]]:
     """Each instruction is (code, skip if true, skip if false, constant)."""
-    number, machine, first = (0, 4, 16)  # offsets of the call's number, the architecture, the first argument's low half
+    # Offsets of the call's number, of the architecture, and of the low halves of the first two arguments.
+    number, machine, first, second = (0, 4, 16, 24)
     program = [
         (_LOAD, 0, 0, machine), (_EQUAL, 1, 0, architecture), (_RETURN, 0, 0, _REFUSE),
         (_LOAD, 0, 0, number), (_AT_LEAST, 0, 1, 0x40000000), (_RETURN, 0, 0, _REFUSE),  # the x32 twins of the calls
@@ -162,6 +170,12 @@ def _program(architecture: int, column: int) -> list[tuple[int, int, int, int]]:
         program += [
             (_EQUAL, 0, len(checks) + 3, numbers[column]), (_LOAD, 0, 0, first), *checks,
             (_RETURN, 0, 0, _REFUSE), (_RETURN, 0, 0, _ALLOW),
+        ]
+    for numbers, values in _SECOND_ARGUMENT.items():
+        checks = [(_EQUAL, len(values) - 1 - index, 0, value) for index, value in enumerate(values[:-1])]
+        program += [
+            (_EQUAL, 0, len(values) + 3, numbers[column]), (_LOAD, 0, 0, second), *checks,
+            (_EQUAL, 0, 1, values[-1]), (_RETURN, 0, 0, _REFUSE), (_RETURN, 0, 0, _ALLOW),
         ]
     for numbers in _REFUSED.values():
         if numbers[column] >= 0:
