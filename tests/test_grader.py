@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import resource
 import socket
 import stat
 import time
@@ -345,20 +347,38 @@ def test_a_zip_with_a_password_is_a_mistake_of_one_line(tmp_path):
 
 # ---- The command ----
 
+def test_solutions_get_every_point_as_a_student_hands_them_in(run_script, tmp_path):
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    with zipfile.ZipFile(tmp_path / "work.zip", "w") as archive:
+        for path in PLAIN.glob("*.py"):
+            archive.write(path, f"my_work/{path.name}")
+    status, out, err = run_script("grade", tmp_path / "work.zip", "--json", tmp_path / "points.json")
+    assert status == 0 and err == ""
+    points = json.loads((tmp_path / "points.json").read_text())
+    assert [part for exercise in points["exercises"] for part in exercise["parts"] if part["help"]] == []
+    assert points["points"] == points["out_of"]
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    seconds = sum(getattr(after, key) - getattr(before, key) for key in ("ru_utime", "ru_stime"))
+    assert seconds < 2 * 60  # of two cores; the wall clock is the machine's and its other users'
+
+
 def test_the_command_grades_the_stubs(run_script, tmp_path):
     own, theirs = tmp_path / "points.json", tmp_path / "results.json"
     status, out, err = run_script(
-        "grade", ROOT / "course" / "exercises", "--exercise", 1, "--seed", 4, "--json", own, "--gradescope", theirs
+        "grade", ROOT / "course" / "exercises", "--seed", 4, "--json", own, "--gradescope", theirs
     )
     assert status == 0 and err == "" and "Traceback" not in out
-    assert "not written yet / 尚未完成" in out and "seed 4" in out
+    most = sum(part.points for module in EXERCISES.values() for part in module.parts(np.random.default_rng(0)))
+    assert f"0/{most}" in out and "seed 4" in out
+    assert out.count("not written yet / 尚未完成") == len(re.findall(r"^ +\d+\.\d+ ", out, flags=re.M))
     assert max(map(width, out.splitlines())) <= WIDTH
     points = json.loads(own.read_text())
-    assert points["seed"] == 4 and points["points"] == 0 and points["out_of"] == 8
+    assert points["seed"] == 4 and points["points"] == 0 and points["out_of"] == most
+    assert [exercise["exercise"] for exercise in points["exercises"]] == list(EXERCISES)
     assert [part["part"] for part in points["exercises"][0]["parts"]] == ["1.1", "1.2", "1.3", "1.4"]
     assert points["exercises"][0]["parts"][0]["help"] == {"en": "not written yet", "zh": "尚未完成"}
     results = json.loads(theirs.read_text())
-    assert results["score"] == 0 and sum(test["max_score"] for test in results["tests"]) == 8
+    assert results["score"] == 0 and sum(test["max_score"] for test in results["tests"]) == most
     assert {test["status"] for test in results["tests"]} == {"failed"}
 
 
