@@ -74,6 +74,7 @@ def test_solutions_get_every_point(kind, number):
         assert [row.help for row in rows(file, number, seed) if row.help] == []
 
 
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
 @pytest.mark.parametrize("number, part, piece, instead, hint", every_mistake())
 def test_typical_mistakes_are_named(number, part, piece, instead, hint, tmp_path):
     source = (SOLUTIONS / "plain" / EXERCISES[number].FILE).read_text()

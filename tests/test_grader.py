@@ -352,7 +352,7 @@ def test_solutions_get_every_point_as_a_student_hands_them_in(run_script, tmp_pa
     with zipfile.ZipFile(tmp_path / "work.zip", "w") as archive:
         for path in PLAIN.glob("*.py"):
             archive.write(path, f"my_work/{path.name}")
-    status, out, err = run_script("grade", tmp_path / "work.zip", "--json", tmp_path / "points.json")
+    status, _, err = run_script("grade", tmp_path / "work.zip", "--json", tmp_path / "points.json")
     assert status == 0 and err == ""
     points = json.loads((tmp_path / "points.json").read_text())
     assert [part for exercise in points["exercises"] for part in exercise["parts"] if part["help"]] == []

@@ -7,7 +7,7 @@ import stat
 import zipfile
 import zlib
 from pathlib import Path
-from typing import Iterator, NamedTuple, Optional, Union
+from typing import Iterator, NamedTuple, Optional
 
 from course.grader.check import Both
 from ms_diffusion.errors import UserError
@@ -98,5 +98,3 @@ def _limited(name: str, source: bytes) -> File:
 
 
 _NO_FILE = Both("a link or no plain file: hand in the file itself", "是链接或不是普通文件：请交文件本身")
-
-Submission = Union[str, Path]
