@@ -27,7 +27,7 @@ def main() -> None:
     """Parse, read what was handed in, grade, print, write."""
     parser = Parser(description=__doc__, usage="%(prog)s SUBMISSION [options]")
     parser.add_argument("submission", type=str, help="folder with exNN*.py files, a zip of one, or one such file")
-    parser.add_argument("--exercise", type=PositiveInt, nargs="+", default=None, help="these alone")
+    parser.add_argument("--exercise", type=PositiveInt, nargs="+", default=None, help="these alone; all, or the file's")
     parser.add_argument("--seed", type=Optional[NonNegativeInt], default=None, help="of the inputs; drawn unless given")
     parser.add_argument("--language", type=Literal["both", "en", "zh"], default="both", help="of the help")
     parser.add_argument("--json", type=Optional[str], default=None, help="file for the points")
@@ -42,15 +42,16 @@ def main() -> None:
         check_writable(options.report, [".html"])
     elif options.name or options.run:
         raise UserError("--name and --run are for the results sheet: add --report sheet.html")
+    files = submission.read(options.submission)
+    numbers = options.exercise or (list(files) if options.submission.endswith(".py") else None)
     known = grade.exercises()
-    for number in options.exercise or ():
+    for number in numbers or ():
         if number not in known:
             raise UserError(f"there is no exercise {number}: the exercises are {min(known)} to {max(known)}")
     seed = secrets.randbelow(10**6) if options.seed is None else options.seed
-    files = submission.read(options.submission)
     training = sheet.read_training(options.run) if options.run else None
 
-    results = grade.grade(files, seed, options.exercise)
+    results = grade.grade(files, seed, numbers)
     print(table(results, options.language))
     print(f"seed {seed} (--seed {seed} draws the same inputs again)")
     missing = sorted({name for result in results for name in result.missing})

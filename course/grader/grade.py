@@ -173,13 +173,13 @@ def _count(values: Any) -> Both:
 
 
 def _of_leaf(leaf: Leaf, expected: np.ndarray, kind: str, tolerance: float) -> Optional[Both]:
+    if leaf.type == "NoneType":
+        return Both("returns None: is the return missing?", "返回了 None：忘了 return？")
     if kind == "tensor" and leaf.kind != "tensor":
         return Both(f"returns a {leaf.type}, not a MindSpore Tensor", f"应返回 Tensor，却返回了 {leaf.type}")
     if kind == "array" and leaf.kind != "array":
         return Both(f"returns a {leaf.type}, not a NumPy array", f"应返回 NumPy 数组，却返回了 {leaf.type}")
     if leaf.array is None:
-        if leaf.type == "NoneType":
-            return Both("returns None: is the return missing?", "返回了 None：忘了 return？")
         return Both(f"returns a {leaf.type}: no array, no number", f"返回了 {leaf.type}：不是数组也不是数")
     wanted = {"tensor": "float32", "array": "float64"}.get(kind)
     if wanted and leaf.array.dtype.name != wanted:

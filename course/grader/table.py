@@ -13,14 +13,15 @@ _INDENT = " " * 6
 
 
 def table(results: Sequence[ExerciseResult], language: str = "both") -> str:
-    """Rows of exercise, part and points, and under a row that misses points why; language is en, zh or both."""
+    """Rows of exercise, part and points, and under those that miss points why; language is en, zh or both."""
     lines = []
     for result in results:
         title = " / ".join(_texts(result.title, language))
         lines.append(_row(f"{result.number:2d}  {title}", f"{result.points}/{result.out_of}"))
+        shared = len({row.help for row in result.rows}) == 1  # such as a file that cannot be imported: said once
         for row in result.rows:
             lines.append(_row(f"    {row.part:5s} {row.title}", f"{row.points}/{row.out_of}", dotted=True))
-            if row.help:
+            if row.help and not (shared and row is not result.rows[-1]):
                 texts = _texts(row.help, language)
                 together = " / ".join(texts)
                 texts = [together] if width(_INDENT + together) <= WIDTH else texts

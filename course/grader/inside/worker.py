@@ -146,7 +146,7 @@ def describe(error: BaseException, file: str) -> dict[str, Any]:
     if isinstance(error, SyntaxError) and error.filename == file:
         line = error.lineno
     try:
-        text = str(error)[:1000]
+        text = str(error.msg if isinstance(error, SyntaxError) else error)[:1000]  # msg: without file and line
     except Exception:
         text = "(its message cannot be read)"
     return {"error": type(error).__name__[:100], "text": text, "line": line}
