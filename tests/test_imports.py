@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-PACKAGE = Path(__file__).parents[1] / "ms_diffusion"
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "ms_diffusion"
 ARROWS = {
     # floor 0: no MindSpore but in runtime
     "errors": set(),
@@ -135,3 +136,18 @@ def test_only_runtime_sets_mindspores_state():
         if path.stem != "runtime":
             source = path.read_text()
             assert not [setter for setter in setters if setter in source], path.name
+
+
+def test_the_course_stands_outside():
+    """The library does not know the course, only one script does; and nothing of the grader is the student's."""
+    for path in [*PACKAGE.glob("*.py"), *(ROOT / "scripts").glob("*.py")]:
+        imports_course = any(module.split(".")[0] == "course" for module in imported(path))
+        assert imports_course == (path.name == "grade.py"), path.name
+    for path in (ROOT / "course" / "exercises").glob("*.py"):
+        roots = {module.split(".")[0] for module in imported(path)}
+        assert roots <= {"mindspore", "numpy", "typing", "math"}, path.name
+
+
+def test_the_solution_stays_out_of_the_students_process():
+    for path in (ROOT / "course" / "grader" / "inside").rglob("*.py"):
+        assert not {"course", "ms_diffusion"} & {module.split(".")[0] for module in imported(path)}, path.name

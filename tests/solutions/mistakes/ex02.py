@@ -1,0 +1,17 @@
+MISTAKES = [
+    ("2.1", "reshape((x_shape[0], 1, 1, 1))", "reshape((x_shape[0],))", "reshape to (B, 1, 1, 1)"),
+    ("2.1", "t, 0).reshape", "(t + len(table) - 1) % len(table), 0).reshape", "table[t], not table[t - 1]"),
+    ("2.1", "t, 0).reshape", "t[0] + ops.zeros_like(t), 0).reshape", "every image has its own t"),
+    ("2.2", "extract(np.sqrt(betas), t, x_prev.shape)", "extract(betas, t, x_prev.shape)", "the standard deviation"),
+    ("2.2", "signal = extract(np.sqrt(1 - betas)", "signal = extract(1 - betas", "square root at the image is missing"),
+    ("2.2", "signal * x_prev", "x_prev", "the image must shrink"),
+    ("2.2", "signal = extract(np.sqrt(1 - betas)", "return q_sample(x_prev, t, noise, betas), (betas",
+     "returns a tuple of 2 where one value"),
+    ("2.3", "bar = np.cumprod(1 - betas)", "bar = 1 - betas", "alpha_t stands where alpha-bar_t belongs"),
+    ("2.3", "np.sqrt(bar), np.sqrt(1 - bar)", "bar, 1 - bar", "both square roots are missing"),
+    ("2.3", "np.sqrt(bar), np.sqrt(1 - bar)", "np.sqrt(bar), 1 - bar", "the standard deviation"),
+    ("2.3", "np.sqrt(bar), np.sqrt(1 - bar)", "bar, np.sqrt(1 - bar)", "square root at the image is missing"),
+    ("2.3", "signal, sigma =", "sigma, signal =", "the two factors are swapped"),
+    ("2.3", "np.cumprod(1 - betas)", "np.append(1.0, np.cumprod(1 - betas)[:-1])", "not alpha-bar_{t-1}"),
+    ("2.3", "np.sqrt(1 - bar)", "1 - np.sqrt(bar)", "not 1 - sqrt(alpha-bar_t)"),
+]

@@ -1,0 +1,21 @@
+VARIANCE = "betas * (1 - previous) / (1 - bar)\n"
+MISTAKES = [
+    ("4.1", VARIANCE, "betas\n", "where x_0 is not known"),
+    ("4.1", VARIANCE, "np.sqrt(betas * (1 - previous) / (1 - bar))\n", "this is the standard deviation"),
+    ("4.1", VARIANCE, "(1 - previous) / (1 - bar)\n", "the factor beta_t is missing"),
+    ("4.1", VARIANCE, "betas * previous / bar\n", "not of alpha-bar"),
+    ("4.1", "np.append(1.0, bar[:-1])", "np.roll(bar, 1)", "np.roll brings the last value"),
+    ("4.1", VARIANCE, "betas * betas / (1 - bar)\n", "alpha_t stands where alpha-bar_{t-1} belongs"),
+    ("4.2", "coef1, coef2 = betas", "coef2, coef1 = betas", "the two are swapped"),
+    ("4.2", "np.sqrt(previous)", "np.sqrt(bar)", "one step earlier"),
+    ("4.2", "np.sqrt(previous)", "previous", "square root of alpha-bar_{t-1} is missing"),
+    ("4.2", "np.sqrt(1 - betas)", "(1 - betas)", "square root of alpha_t is missing"),
+    ("4.2", "np.sqrt(1 - betas)", "np.sqrt(bar)", "alpha-bar_t stands where alpha_t belongs"),
+    ("4.2", "return coef1, coef2", "return coef1 * (1 - bar), coef2 * (1 - bar)", "divided by 1 - alpha-bar_t"),
+    ("4.2", "return coef1, coef2", "return coef1", "returns one value where a tuple of 2 is asked for"),
+    ("4.3", "coef1 * x_start + coef2 * x_t", "coef1 * x_t + coef2 * x_start", "at t = 0 the mean is x_0"),
+    ("4.3", "extract(posterior_variance(betas)", "extract(betas", "this is beta_t"),
+    ("4.3", "extract(posterior_variance(betas)", "extract(np.log(posterior_variance(betas))", "logarithm"),
+    ("4.3", "return mean, variance", "return mean, ops.sqrt(variance)", "the second value is the standard deviation"),
+    ("4.3", "return mean, variance", "return mean, variance + ops.zeros_like(mean)", "shape (3, 2, 4, 5) instead of"),
+]

@@ -1,0 +1,31 @@
+SUM = "self.net(h) + self.res_conv(x)"
+ADDED = "h = h + condition.reshape((*condition.shape, 1, 1))"
+DEVIATION = "ops.sqrt(variance + eps)"
+MISTAKES = [
+    ("6.1", "ops.square(centred).mean(axis=axes, keep_dims=True)",
+     "ops.square(centred).sum((1, 2, 3), keepdims=True) / (centred[0].size - 1)", "the unbiased variance"),
+    ("6.1", "axes = (1, 2, 3)", "axes = (2, 3)", "over all channels too"),
+    ("6.1", "axes = (1, 2, 3)", "axes = 1", "over all pixels too"),
+    ("6.1", "axes = (1, 2, 3)", "axes = (0, 2, 3)", "batch normalisation"),
+    ("6.1", "axes = (1, 2, 3)", "axes = (0, 1, 2, 3)", "one mean for the whole batch"),
+    ("6.1", DEVIATION, "(variance + eps)", "divided by the variance"),
+    ("6.1", DEVIATION, "(ops.sqrt(variance) + eps)", "under the root"),
+    ("6.1", DEVIATION, "ops.sqrt(variance)", "eps is missing"),
+    ("6.1", " * gamma.reshape((1, -1, 1, 1)) + beta.reshape((1, -1, 1, 1))", "", "gamma and beta are missing"),
+    ("6.2", "has_bias=True", "has_bias=False", "the convolutions have no bias"),
+    ("6.2", "7, group=dim", "7", "not depthwise"),
+    ("6.2", "conv(dim, dim, 7", "conv(dim, dim, 3", "a 7x7 kernel"),
+    ("6.2", "dim_out * mult", "dim_out", "widens to dim_out * mult"),
+    ("6.2", "nn.Dense(time_emb_dim, dim)", "nn.Dense(time_emb_dim, dim_out)", "mlp ends in dim channels"),
+    ("6.2", "conv(dim, dim_out, 1) if dim != dim_out else nn.Identity()", "nn.Identity()", "res_conv is missing"),
+    ("6.2", " if dim != dim_out else nn.Identity()", "", "res_conv is nn.Identity()"),
+    ("6.2", "self.ds_conv", "self.depthwise", "has another name"),
+    ("6.3", SUM, "self.net(h)", "the residual connection is missing"),
+    ("6.3", SUM, "self.net(h) + self.res_conv(h)", "starts from x"),
+    ("6.3", "approximate=False", "approximate=True", "tanh approximation"),
+    ("6.3", "nn.GELU(approximate=False)", "nn.ReLU()", "ReLU where GELU"),
+    ("6.3", ADDED, "pass", "the time embedding is not added"),
+    ("6.3", ADDED, "h = self.ds_conv(x + condition.reshape((*condition.shape, 1, 1)))", "after ds_conv"),
+    ("6.3", ADDED, "h = h * condition.reshape((*condition.shape, 1, 1))", "not multiplied"),
+    ("6.3", "self.ds_conv", "self.depthwise", "the layers are not those of the docstring"),
+]
