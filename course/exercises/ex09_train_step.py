@@ -53,8 +53,8 @@ def all_finite(gradients: Tuple[Tensor, ...]) -> Tensor:
     to look at the sum: it may overflow where they do not.
 
     所有梯度中的每个数是否都是有限的（既不是无穷大，也不是 NaN）？返回 bool 标量张量，形状为 ()。
-    提示：用 `ops.isfinite` 和 `ops.all`；要检查所有梯度，正负无穷都要考虑。不要把梯度加起来再检查总和：梯度本身没有溢出，
-    总和也可能溢出。
+    提示：用 `ops.isfinite` 和 `ops.all`；要检查所有梯度，正负无穷都要考虑。不要把梯度加起来再检查总和：梯度没有
+    溢出，总和也可能溢出。
     """
     raise NotImplementedError("Exercise 9.2 / 练习 9.2: are the gradients finite? / 梯度是否有限？")
 

@@ -65,9 +65,10 @@ def ddim_loop(
     takes t as int32 (B,). noise is (S + 1, B, C, H, W) for S times: noise[0] is x_T, noise[1] is for the first step.
     Hint: `zip(times, [*times[1:], -1])`.
 
-    从 `times` 的每个时刻走一步到下一个时刻，最后一个时刻走到 -1(即图像)，得到 x_0，形状为 (B, C, H, W)。
+    从 `times` 的每个时刻走一步到下一个时刻，最后一个时刻走到 -1（即图像），得到 x_0，形状为 (B, C, H, W)。
     times 是递减的，例如 [9, 6, 2]：三步分别是 9 到 6、6 到 2、2 到 -1。
-    `model(x_t, t)` 预测噪声，其中 t 是 int32 张量 (B,)。S 个时刻对应的 noise 形状为 (S + 1, B, C, H, W)：noise[0] 是 x_T，noise[1] 用于第一步。
+    `model(x_t, t)` 预测噪声，其中 t 是 int32 张量 (B,)。S 个时刻对应的 noise 形状为 (S + 1, B, C, H, W)：noise[0] 是
+    x_T，noise[1] 用于第一步。
     提示：`zip(times, [*times[1:], -1])`。
     """
     raise NotImplementedError("Exercise 11.3 / 练习 11.3: all DDIM steps / 完整的 DDIM 采样")
