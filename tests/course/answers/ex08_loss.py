@@ -1,0 +1,34 @@
+from __future__ import annotations
+
+from typing import Callable
+
+import mindspore as ms
+import numpy as np
+from mindspore import Tensor, ops
+
+
+def extract(table: np.ndarray, t: Tensor, dimensions: int = 4) -> Tensor:
+    return ops.gather(Tensor(table, ms.float32), t, 0).reshape((-1,) + (1,) * (dimensions - 1))
+
+
+def l1_loss(prediction: Tensor, target: Tensor) -> Tensor:
+    return ops.mean(ops.abs(prediction - target))
+
+
+def l2_loss(prediction: Tensor, target: Tensor) -> Tensor:
+    return ops.mean(ops.square(prediction - target))
+
+
+def huber_loss(prediction: Tensor, target: Tensor) -> Tensor:
+    d = ops.abs(prediction - target)
+    return ops.mean(ops.select(d < 1.0, 0.5 * d * d, d - 0.5))
+
+
+def p_losses(
+    model: Callable[[Tensor, Tensor], Tensor], x_start: Tensor, t: Tensor, noise: Tensor, alphas_cumprod: np.ndarray,
+    loss: str = "huber",
+) -> Tensor:
+    signal, sigma = np.sqrt(alphas_cumprod), np.sqrt(1 - alphas_cumprod)
+    x_t = extract(signal, t) * x_start + extract(sigma, t) * noise
+    distance = {"l1": l1_loss, "l2": l2_loss, "huber": huber_loss}[loss]
+    return distance(model(x_t, t), noise)

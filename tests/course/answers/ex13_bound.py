@@ -1,0 +1,53 @@
+from __future__ import annotations
+
+import math
+from typing import Callable
+
+import mindspore as ms
+import numpy as np
+from mindspore import Tensor, ops
+
+
+def extract(table: np.ndarray, t: Tensor, dimensions: int = 4) -> Tensor:
+    return ops.gather(Tensor(table, ms.float32), t, 0).reshape((-1,) + (1,) * (dimensions - 1))
+
+
+def normal_kl(mean1: Tensor, log_variance1: Tensor, mean2: Tensor, log_variance2: Tensor) -> Tensor:
+    ratio = log_variance1 - log_variance2
+    distance = ops.square(mean1 - mean2) * ops.exp(-log_variance2)
+    return 0.5 * (-ratio + ops.exp(ratio) + distance - 1)
+
+
+def prior_term(x_start: Tensor, alphas_cumprod: np.ndarray) -> Tensor:
+    ab = float(alphas_cumprod[-1])
+    mean, zero = math.sqrt(ab) * x_start, ops.zeros_like(x_start)
+    return normal_kl(mean, zero + math.log(1 - ab), zero, zero).mean((1, 2, 3))
+
+
+def bound_term(
+    model: Callable[[Tensor, Tensor], Tensor], x_start: Tensor, t: Tensor, noise: Tensor, betas: np.ndarray
+) -> Tensor:
+    alphas = 1 - betas
+    ab = np.cumprod(alphas)
+    before = np.append(1.0, ab[:-1])
+    x_t = extract(np.sqrt(ab), t) * x_start + extract(np.sqrt(1 - ab), t) * noise
+    p_mean = (x_t - extract(betas / np.sqrt(1 - ab), t) * model(x_t, t)) / extract(np.sqrt(alphas), t)
+    q_mean = extract(np.sqrt(before) * betas / (1 - ab), t) * x_start
+    q_mean = q_mean + extract(np.sqrt(alphas) * (1 - before) / (1 - ab), t) * x_t
+    q_variance = betas * (1 - before) / (1 - ab)
+    q_variance[0] = 1.0
+    p_log_variance = extract(np.log(betas), t)
+    divergence = normal_kl(q_mean, extract(np.log(q_variance), t), p_mean, p_log_variance)
+    density = 0.5 * (math.log(2 * math.pi) + p_log_variance + ops.square(x_start - p_mean) / ops.exp(p_log_variance))
+    first = ops.broadcast_to((t == 0).reshape((-1, 1, 1, 1)), density.shape)
+    return ops.where(first, density, divergence).mean((1, 2, 3))
+
+
+def variational_bound(
+    model: Callable[[Tensor, Tensor], Tensor], x_start: Tensor, noise: Tensor, betas: np.ndarray
+) -> Tensor:
+    total = prior_term(x_start, np.cumprod(1 - betas))
+    for now in range(len(betas)):
+        t = Tensor(np.full(x_start.shape[0], now), ms.int32)
+        total = total + bound_term(model, x_start, t, noise[now], betas)
+    return total
