@@ -28,7 +28,7 @@ def wavy(slopes: np.ndarray, offsets: np.ndarray) -> Callable[[Tensor, Tensor], 
 
 
 def at(table: np.ndarray, index: Tensor) -> Tensor:
-    """table[index], float32 (B, 1, 1, 1). Raises ValueError unless the index is int32 or int64 (B,), within the table."""
+    """table[index], float32 (B, 1, 1, 1). Raises ValueError unless the index is int32 or int64 (B,) within it."""
     if not isinstance(index, Tensor) or index.dtype not in (ms.int32, ms.int64) or index.ndim != 1:
         raise ValueError("the model takes t and labels as int32 Tensors of shape (B,)")
     values = index.asnumpy()

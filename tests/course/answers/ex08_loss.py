@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 from typing import Callable
 
 import mindspore as ms
@@ -7,8 +5,8 @@ import numpy as np
 from mindspore import Tensor, ops
 
 
-def extract(table: np.ndarray, t: Tensor, dimensions: int = 4) -> Tensor:
-    return ops.gather(Tensor(table, ms.float32), t, 0).reshape((-1,) + (1,) * (dimensions - 1))
+def extract(table: np.ndarray, t: Tensor, x_shape: tuple) -> Tensor:
+    return ops.gather(Tensor(table, ms.float32), t, 0).reshape((x_shape[0],) + (1,) * (len(x_shape) - 1))
 
 
 def l1_loss(prediction: Tensor, target: Tensor) -> Tensor:
@@ -25,10 +23,9 @@ def huber_loss(prediction: Tensor, target: Tensor) -> Tensor:
 
 
 def p_losses(
-    model: Callable[[Tensor, Tensor], Tensor], x_start: Tensor, t: Tensor, noise: Tensor, alphas_cumprod: np.ndarray,
-    loss: str = "huber",
+    model: Callable, x_start: Tensor, t: Tensor, noise: Tensor, alphas_cumprod: np.ndarray, loss: str = "huber"
 ) -> Tensor:
     signal, sigma = np.sqrt(alphas_cumprod), np.sqrt(1 - alphas_cumprod)
-    x_t = extract(signal, t) * x_start + extract(sigma, t) * noise
+    x_t = extract(signal, t, x_start.shape) * x_start + extract(sigma, t, x_start.shape) * noise
     distance = {"l1": l1_loss, "l2": l2_loss, "huber": huber_loss}[loss]
     return distance(model(x_t, t), noise)

@@ -1,6 +1,4 @@
-from __future__ import annotations
-
-from typing import Callable, Tuple
+from typing import Callable
 
 import mindspore as ms
 from mindspore import Tensor, nn, ops
@@ -8,10 +6,9 @@ from mindspore.amp import DynamicLossScaler
 
 
 def loss_and_gradients(
-    model: nn.Cell, loss_fn: Callable[[Tensor, Tensor], Tensor], loss_scaler: DynamicLossScaler, x: Tensor,
-    target: Tensor,
-) -> Tuple[Tensor, Tuple[Tensor, ...]]:
-    def forward(x: Tensor, target: Tensor) -> Tuple[Tensor, Tensor]:
+    model: nn.Cell, loss_fn: Callable, loss_scaler: DynamicLossScaler, x: Tensor, target: Tensor
+) -> tuple:
+    def forward(x, target):
         loss = loss_fn(model(x), target)
         return loss_scaler.scale(loss), loss
 
@@ -20,15 +17,14 @@ def loss_and_gradients(
     return loss, loss_scaler.unscale(gradients)
 
 
-def all_finite(gradients: Tuple[Tensor, ...]) -> Tensor:
+def all_finite(gradients: tuple) -> Tensor:
     return ops.stack([ops.isfinite(gradient).all() for gradient in gradients]).all()
 
 
 def make_train_step(
-    model: nn.Cell, loss_fn: Callable[[Tensor, Tensor], Tensor], optimizer: nn.Optimizer,
-    loss_scaler: DynamicLossScaler,
-) -> Callable[[Tensor, Tensor], Tuple[Tensor, Tensor]]:
-    def step(x: Tensor, target: Tensor) -> Tuple[Tensor, Tensor]:
+    model: nn.Cell, loss_fn: Callable, optimizer: nn.Optimizer, loss_scaler: DynamicLossScaler
+) -> Callable:
+    def step(x, target):
         loss, gradients = loss_and_gradients(model, loss_fn, loss_scaler, x, target)
         finite = all_finite(gradients)
         if finite:

@@ -1,38 +1,33 @@
-from __future__ import annotations
-
-from typing import Callable, Tuple
+from typing import Callable
 
 import mindspore as ms
 import numpy as np
 from mindspore import Tensor, ops
 
 
-def extract(table: np.ndarray, t: Tensor, dimensions: int = 4) -> Tensor:
-    return ops.gather(Tensor(table, ms.float32), t, 0).reshape((-1,) + (1,) * (dimensions - 1))
+def extract(table: np.ndarray, t: Tensor, x_shape: tuple) -> Tensor:
+    return ops.gather(Tensor(table, ms.float32), t, 0).reshape((x_shape[0],) + (1,) * (len(x_shape) - 1))
 
 
 def p_mean(x_t: Tensor, t: Tensor, eps: Tensor, betas: np.ndarray) -> Tensor:
     alphas = 1 - betas
     alphas_cumprod = np.cumprod(alphas)
-    drift = extract(betas / np.sqrt(1 - alphas_cumprod), t)
-    return (x_t - drift * eps) / extract(np.sqrt(alphas), t)
+    drift = extract(betas / np.sqrt(1 - alphas_cumprod), t, x_t.shape)
+    return (x_t - drift * eps) / extract(np.sqrt(alphas), t, x_t.shape)
 
 
 def p_sample(
-    model: Callable[[Tensor, Tensor], Tensor], x_t: Tensor, t: Tensor, noise: Tensor, betas: np.ndarray,
-    variance: str = "fixed_small",
+    model: Callable, x_t: Tensor, t: Tensor, noise: Tensor, betas: np.ndarray, variance: str = "fixed_small"
 ) -> Tensor:
     alphas_cumprod = np.cumprod(1 - betas)
     before = np.append(1.0, alphas_cumprod[:-1])
     small = betas * (1 - before) / (1 - alphas_cumprod)
     sigma = np.sqrt(small if variance == "fixed_small" else betas)
     mask = (t > 0).astype(ms.float32).reshape((-1, 1, 1, 1))
-    return p_mean(x_t, t, model(x_t, t), betas) + mask * extract(sigma, t) * noise
+    return p_mean(x_t, t, model(x_t, t), betas) + mask * extract(sigma, t, x_t.shape) * noise
 
 
-def p_sample_loop(
-    model: Callable[[Tensor, Tensor], Tensor], noise: Tensor, betas: np.ndarray, variance: str = "fixed_small"
-) -> Tensor:
+def p_sample_loop(model: Callable, noise: Tensor, betas: np.ndarray, variance: str = "fixed_small") -> Tensor:
     x, steps = noise[0], len(betas)
     for i, now in enumerate(reversed(range(steps))):
         t = Tensor(np.full(x.shape[0], now), ms.int32)
@@ -40,9 +35,6 @@ def p_sample_loop(
     return x
 
 
-def sample(
-    model: Callable[[Tensor, Tensor], Tensor], shape: Tuple[int, int, int, int], betas: np.ndarray,
-    variance: str = "fixed_small",
-) -> Tensor:
+def sample(model: Callable, shape: tuple, betas: np.ndarray, variance: str = "fixed_small") -> Tensor:
     noise = np.random.default_rng().standard_normal((len(betas) + 1, *shape))
     return p_sample_loop(model, Tensor(noise, ms.float32), betas, variance)

@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 from typing import Callable, Sequence
 
 import mindspore as ms
@@ -28,8 +26,8 @@ def ddim_step(
 
 
 def ddim_loop(
-    model: Callable[[Tensor, Tensor], Tensor], noise: Tensor, times: Sequence[int], alphas_cumprod: np.ndarray,
-    eta: float = 0.0, clip: bool = False,
+    model: Callable, noise: Tensor, times: Sequence[int], alphas_cumprod: np.ndarray, eta: float = 0.0,
+    clip: bool = False,
 ) -> Tensor:
     x = noise[0]
     for i, (now, then) in enumerate(zip(times, [*times[1:], -1])):

@@ -1,8 +1,5 @@
-from __future__ import annotations
-
 from typing import Callable
 
-import mindspore as ms
 from mindspore import Tensor, ops
 
 
@@ -10,10 +7,7 @@ def guide(conditional: Tensor, unconditional: Tensor, weight: float) -> Tensor:
     return unconditional + weight * (conditional - unconditional)
 
 
-def guided_eps(
-    model: Callable[[Tensor, Tensor, Tensor], Tensor], x_t: Tensor, t: Tensor, labels: Tensor, weight: float,
-    null: int,
-) -> Tensor:
+def guided_eps(model: Callable, x_t: Tensor, t: Tensor, labels: Tensor, weight: float, null: int) -> Tensor:
     none = ops.full_like(labels, null)
     both = model(ops.concat((x_t, x_t)), ops.concat((t, t)), ops.concat((labels, none)))
     conditional, unconditional = ops.chunk(both, 2)

@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 import math
 from typing import Callable
 
@@ -8,8 +6,8 @@ import numpy as np
 from mindspore import Tensor, ops
 
 
-def extract(table: np.ndarray, t: Tensor, dimensions: int = 4) -> Tensor:
-    return ops.gather(Tensor(table, ms.float32), t, 0).reshape((-1,) + (1,) * (dimensions - 1))
+def extract(table: np.ndarray, t: Tensor, x_shape: tuple) -> Tensor:
+    return ops.gather(Tensor(table, ms.float32), t, 0).reshape((x_shape[0],) + (1,) * (len(x_shape) - 1))
 
 
 def normal_kl(mean1: Tensor, log_variance1: Tensor, mean2: Tensor, log_variance2: Tensor) -> Tensor:
@@ -24,28 +22,27 @@ def prior_term(x_start: Tensor, alphas_cumprod: np.ndarray) -> Tensor:
     return normal_kl(mean, zero + math.log(1 - ab), zero, zero).mean((1, 2, 3))
 
 
-def bound_term(
-    model: Callable[[Tensor, Tensor], Tensor], x_start: Tensor, t: Tensor, noise: Tensor, betas: np.ndarray
-) -> Tensor:
+def bound_term(model: Callable, x_start: Tensor, t: Tensor, noise: Tensor, betas: np.ndarray) -> Tensor:
+    def at(table):
+        return extract(table, t, x_start.shape)
+
     alphas = 1 - betas
     ab = np.cumprod(alphas)
     before = np.append(1.0, ab[:-1])
-    x_t = extract(np.sqrt(ab), t) * x_start + extract(np.sqrt(1 - ab), t) * noise
-    p_mean = (x_t - extract(betas / np.sqrt(1 - ab), t) * model(x_t, t)) / extract(np.sqrt(alphas), t)
-    q_mean = extract(np.sqrt(before) * betas / (1 - ab), t) * x_start
-    q_mean = q_mean + extract(np.sqrt(alphas) * (1 - before) / (1 - ab), t) * x_t
+    x_t = at(np.sqrt(ab)) * x_start + at(np.sqrt(1 - ab)) * noise
+    eps = model(x_t, t)
+    p_mean = (x_t - at(betas / np.sqrt(1 - ab)) * eps) / at(np.sqrt(alphas))
+    q_mean = at(np.sqrt(before) * betas / (1 - ab)) * x_start + at(np.sqrt(alphas) * (1 - before) / (1 - ab)) * x_t
+    p_log_variance = at(np.log(betas))
     q_variance = betas * (1 - before) / (1 - ab)
     q_variance[0] = 1.0
-    p_log_variance = extract(np.log(betas), t)
-    divergence = normal_kl(q_mean, extract(np.log(q_variance), t), p_mean, p_log_variance)
+    divergence = normal_kl(q_mean, at(np.log(q_variance)), p_mean, p_log_variance)
     density = 0.5 * (math.log(2 * math.pi) + p_log_variance + ops.square(x_start - p_mean) / ops.exp(p_log_variance))
     first = ops.broadcast_to((t == 0).reshape((-1, 1, 1, 1)), density.shape)
     return ops.where(first, density, divergence).mean((1, 2, 3))
 
 
-def variational_bound(
-    model: Callable[[Tensor, Tensor], Tensor], x_start: Tensor, noise: Tensor, betas: np.ndarray
-) -> Tensor:
+def variational_bound(model: Callable, x_start: Tensor, noise: Tensor, betas: np.ndarray) -> Tensor:
     total = prior_term(x_start, np.cumprod(1 - betas))
     for now in range(len(betas)):
         t = Tensor(np.full(x_start.shape[0], now), ms.int32)
