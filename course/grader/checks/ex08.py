@@ -18,8 +18,8 @@ def parts(rng: np.random.Generator) -> list[Part]:
     return [
         Part("8.1", "l1_loss", 1, [_l1(prediction, target)]),
         Part("8.2", "l2_loss", 1, [_l2(prediction, target)]),
-        Part("8.3", "huber_loss", 3, [_huber(prediction, target)]),
-        Part("8.4", "p_losses", 5, _p_losses(rng)),
+        Part("8.3", "huber_loss", 2, [_huber(prediction, target)]),
+        Part("8.4", "p_losses", 2, _p_losses(rng)),
     ]
 
 
@@ -96,7 +96,10 @@ def _huber(prediction: np.ndarray, target: np.ndarray) -> Check:
                 np.where(d < 1, d**2 / 2, size - 0.5).mean(),
                 "choose by |d| < 1: a large negative error is large too", "应按 |d| < 1 选择：很大的负误差也是大误差",
             ),
-            Mistake((d**2 / 2).mean(), "all errors are squared: the large ones count linearly", "所有误差都用了平方：大误差应是线性的"),
+            Mistake(
+                (d**2 / 2).mean(), "all errors are squared: large ones count linearly",
+                "所有误差都用了平方：大误差应是线性的",
+            ),
         ],
     )
 
@@ -175,7 +178,8 @@ def _p_losses(rng: np.random.Generator) -> list[Check]:
                 [value, np.zeros(())],
                 "the loss is right, its gradient 0: the way from the model to the loss must not leave MindSpore's "
                 "operators, as asnumpy() does, nor be cut by stop_gradient",
-                "损失正确，但梯度为 0：从模型到损失必须全程使用 MindSpore 算子，不能经过 asnumpy()，也不能用 stop_gradient 截断",
+                "损失正确，但梯度为 0：从模型到损失必须全程使用 MindSpore 算子，不能经过 asnumpy()，"
+                "也不能用 stop_gradient 截断",
             ),
         ],
     )

@@ -1,13 +1,8 @@
-from typing import Callable
-
 import mindspore as ms
-from mindspore import Tensor, nn, ops
-from mindspore.amp import DynamicLossScaler
+from mindspore import ops
 
 
-def loss_and_gradients(
-    model: nn.Cell, loss_fn: Callable, loss_scaler: DynamicLossScaler, x: Tensor, target: Tensor
-) -> tuple:
+def loss_and_gradients(model, loss_fn, loss_scaler, x, target):
     def forward(x, target):
         loss = loss_fn(model(x), target)
         return loss_scaler.scale(loss), loss
@@ -17,13 +12,11 @@ def loss_and_gradients(
     return loss, loss_scaler.unscale(gradients)
 
 
-def all_finite(gradients: tuple) -> Tensor:
+def all_finite(gradients):
     return ops.stack([ops.isfinite(gradient).all() for gradient in gradients]).all()
 
 
-def make_train_step(
-    model: nn.Cell, loss_fn: Callable, optimizer: nn.Optimizer, loss_scaler: DynamicLossScaler
-) -> Callable:
+def make_train_step(model, loss_fn, optimizer, loss_scaler):
     def step(x, target):
         loss, gradients = loss_and_gradients(model, loss_fn, loss_scaler, x, target)
         finite = all_finite(gradients)

@@ -1,24 +1,20 @@
-from typing import Callable
-
 import mindspore as ms
 import numpy as np
 from mindspore import Tensor, ops
 
 
-def extract(table: np.ndarray, t: Tensor, x_shape: tuple) -> Tensor:
+def extract(table, t, x_shape):
     return ops.gather(Tensor(table, ms.float32), t, 0).reshape((x_shape[0],) + (1,) * (len(x_shape) - 1))
 
 
-def p_mean(x_t: Tensor, t: Tensor, eps: Tensor, betas: np.ndarray) -> Tensor:
+def p_mean(x_t, t, eps, betas):
     alphas = 1 - betas
     alphas_cumprod = np.cumprod(alphas)
     drift = extract(betas / np.sqrt(1 - alphas_cumprod), t, x_t.shape)
     return (x_t - drift * eps) / extract(np.sqrt(alphas), t, x_t.shape)
 
 
-def p_sample(
-    model: Callable, x_t: Tensor, t: Tensor, noise: Tensor, betas: np.ndarray, variance: str = "fixed_small"
-) -> Tensor:
+def p_sample(model, x_t, t, noise, betas, variance="fixed_small"):
     alphas_cumprod = np.cumprod(1 - betas)
     before = np.append(1.0, alphas_cumprod[:-1])
     small = betas * (1 - before) / (1 - alphas_cumprod)
@@ -27,7 +23,7 @@ def p_sample(
     return p_mean(x_t, t, model(x_t, t), betas) + mask * extract(sigma, t, x_t.shape) * noise
 
 
-def p_sample_loop(model: Callable, noise: Tensor, betas: np.ndarray, variance: str = "fixed_small") -> Tensor:
+def p_sample_loop(model, noise, betas, variance="fixed_small"):
     x, steps = noise[0], len(betas)
     for i, now in enumerate(reversed(range(steps))):
         t = Tensor(np.full(x.shape[0], now), ms.int32)
@@ -35,6 +31,6 @@ def p_sample_loop(model: Callable, noise: Tensor, betas: np.ndarray, variance: s
     return x
 
 
-def sample(model: Callable, shape: tuple, betas: np.ndarray, variance: str = "fixed_small") -> Tensor:
+def sample(model, shape, betas, variance="fixed_small"):
     noise = np.random.default_rng().standard_normal((len(betas) + 1, *shape))
     return p_sample_loop(model, Tensor(noise, ms.float32), betas, variance)

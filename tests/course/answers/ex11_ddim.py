@@ -1,20 +1,15 @@
-from typing import Callable, Sequence
-
 import mindspore as ms
 import numpy as np
 from mindspore import Tensor, ops
 
 
-def ddim_sigma(alphas_cumprod: np.ndarray, t: int, t_prev: int, eta: float) -> float:
+def ddim_sigma(alphas_cumprod, t, t_prev, eta):
     ab = alphas_cumprod[t]
     ab_prev = alphas_cumprod[t_prev] if t_prev >= 0 else 1.0
     return float(eta * np.sqrt((1 - ab_prev) / (1 - ab)) * np.sqrt(1 - ab / ab_prev))
 
 
-def ddim_step(
-    x_t: Tensor, eps: Tensor, t: int, t_prev: int, noise: Tensor, alphas_cumprod: np.ndarray, eta: float = 0.0,
-    clip: bool = False,
-) -> Tensor:
+def ddim_step(x_t, eps, t, t_prev, noise, alphas_cumprod, eta=0.0, clip=False):
     ab = float(alphas_cumprod[t])
     ab_prev = float(alphas_cumprod[t_prev]) if t_prev >= 0 else 1.0
     sigma = ddim_sigma(alphas_cumprod, t, t_prev, eta)
@@ -25,10 +20,7 @@ def ddim_step(
     return ab_prev**0.5 * x_start + direction * eps + sigma * noise
 
 
-def ddim_loop(
-    model: Callable, noise: Tensor, times: Sequence[int], alphas_cumprod: np.ndarray, eta: float = 0.0,
-    clip: bool = False,
-) -> Tensor:
+def ddim_loop(model, noise, times, alphas_cumprod, eta=0.0, clip=False):
     x = noise[0]
     for i, (now, then) in enumerate(zip(times, [*times[1:], -1])):
         eps = model(x, Tensor(np.full(x.shape[0], now), ms.int32))

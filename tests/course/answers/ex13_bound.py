@@ -1,28 +1,27 @@
 import math
-from typing import Callable
 
 import mindspore as ms
 import numpy as np
 from mindspore import Tensor, ops
 
 
-def extract(table: np.ndarray, t: Tensor, x_shape: tuple) -> Tensor:
+def extract(table, t, x_shape):
     return ops.gather(Tensor(table, ms.float32), t, 0).reshape((x_shape[0],) + (1,) * (len(x_shape) - 1))
 
 
-def normal_kl(mean1: Tensor, log_variance1: Tensor, mean2: Tensor, log_variance2: Tensor) -> Tensor:
+def normal_kl(mean1, log_variance1, mean2, log_variance2):
     ratio = log_variance1 - log_variance2
     distance = ops.square(mean1 - mean2) * ops.exp(-log_variance2)
     return 0.5 * (-ratio + ops.exp(ratio) + distance - 1)
 
 
-def prior_term(x_start: Tensor, alphas_cumprod: np.ndarray) -> Tensor:
+def prior_term(x_start, alphas_cumprod):
     ab = float(alphas_cumprod[-1])
     mean, zero = math.sqrt(ab) * x_start, ops.zeros_like(x_start)
     return normal_kl(mean, zero + math.log(1 - ab), zero, zero).mean((1, 2, 3))
 
 
-def bound_term(model: Callable, x_start: Tensor, t: Tensor, noise: Tensor, betas: np.ndarray) -> Tensor:
+def bound_term(model, x_start, t, noise, betas):
     def at(table):
         return extract(table, t, x_start.shape)
 
@@ -42,7 +41,7 @@ def bound_term(model: Callable, x_start: Tensor, t: Tensor, noise: Tensor, betas
     return ops.where(first, density, divergence).mean((1, 2, 3))
 
 
-def variational_bound(model: Callable, x_start: Tensor, noise: Tensor, betas: np.ndarray) -> Tensor:
+def variational_bound(model, x_start, noise, betas):
     total = prior_term(x_start, np.cumprod(1 - betas))
     for now in range(len(betas)):
         t = Tensor(np.full(x_start.shape[0], now), ms.int32)

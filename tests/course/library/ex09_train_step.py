@@ -1,7 +1,3 @@
-"""The library behind the signatures of exercise 9."""
-
-from __future__ import annotations
-
 from types import SimpleNamespace
 
 import mindspore as ms

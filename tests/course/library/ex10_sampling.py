@@ -1,7 +1,3 @@
-"""The library behind the signatures of exercise 10."""
-
-from __future__ import annotations
-
 import numpy as np
 
 from ms_diffusion.diffusion import GaussianDiffusion

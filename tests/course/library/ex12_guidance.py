@@ -1,7 +1,3 @@
-"""The library behind the signatures of exercise 12."""
-
-from __future__ import annotations
-
 import numpy as np
 from mindspore import Tensor, ops
 

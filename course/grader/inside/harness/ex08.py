@@ -7,7 +7,7 @@ from typing import Tuple
 
 import mindspore as ms
 import numpy as np
-from known_models import wavy
+from for_harnesses import wavy
 from mindspore import Parameter, Tensor, nn
 
 __all__ = ["gradient", "wavy"]

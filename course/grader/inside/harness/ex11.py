@@ -6,7 +6,7 @@ from types import ModuleType
 from typing import Tuple
 
 import numpy as np
-from known_models import affine, wavy
+from for_harnesses import affine, wavy
 
 __all__ = ["affine", "sigmas", "wavy"]
 

@@ -6,7 +6,7 @@ from types import ModuleType
 from typing import List, Tuple
 
 import numpy as np
-from known_models import at
+from for_harnesses import at
 from mindspore import Tensor, ops
 
 

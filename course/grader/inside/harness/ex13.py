@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from known_models import affine
+from for_harnesses import affine
 
 __all__ = ["affine"]
