@@ -107,7 +107,7 @@ def _small_gradients(rng: np.random.Generator) -> Check:
         tolerance=1e-3,
         mistakes=[
             Mistake(
-                lambda found: found.shape == (3,) and bool(np.all(np.abs(found) < 1e-3 * np.abs(gradient))),
+                lambda found: np.shape(found) == (3,) and bool(np.all(np.abs(found) < 1e-3 * np.abs(gradient))),
                 "small gradients became 0 in float16: differentiate loss_scaler.scale(loss), not the loss",
                 "很小的梯度在 float16 中变成了 0：应对 loss_scaler.scale(loss) 求导，而不是对损失本身",
             ),
@@ -130,7 +130,7 @@ def _all_finite(rng: np.random.Generator) -> Check:
     names = list(rng.permutation(list(cases)))
 
     def said(name: str, value: float) -> object:
-        return lambda found: found.shape == (len(names),) and found[names.index(name)] == value
+        return lambda found: np.shape(found) == (len(names),) and found[names.index(name)] == value
 
     return Check(
         Call("finites", tuple(cases[name] for name in names), harness=True),

@@ -17,10 +17,11 @@ _VARIANCE = (
 )
 _AT_ZERO = ("noise is added at t = 0: the last step returns the mean alone", "t = 0 时加了噪声：最后一步只返回均值")
 _OTHER = (
-    "the two variances are mixed up: fixed_small is beta_t (1 - alpha-bar_{t-1}) / (1 - alpha-bar_t), fixed_large beta_t",
-    "两种方差弄混了：fixed_small 是 beta_t (1 - alpha-bar_{t-1}) / (1 - alpha-bar_t)，fixed_large 是 beta_t",
+    "the two variances are mixed up: fixed_small is the smaller one, of the posterior, and fixed_large is beta_t",
+    "两种方差弄混了：fixed_small 是较小的后验方差，fixed_large 是 beta_t",
 )
-_FIRST_FOR_ALL = ("every image has its own t: this took the first one for all", "每幅图像有自己的 t：这里全都用了第一个")
+_FIRST_FOR_ALL = ("every image has its own t: this took the first one for all",
+"每幅图像有自己的 t：这里全都用了第一个")
 
 Model = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
@@ -140,7 +141,7 @@ def _p_sample(rng: np.random.Generator, betas: np.ndarray) -> list[Check]:
                 ),
             ]
         return Check(
-            Call("p_sample", Oracle("wavy", slopes, offsets), AsTensor(x), AsTensor(t), AsTensor(noise), betas, variance),
+            Call("p_sample", Oracle("wavy", slopes, offsets), *map(AsTensor, (x, t, noise)), betas, variance),
             answer(deviations(betas, variance)), mistakes=mistakes,
         )
 
@@ -157,8 +158,10 @@ def _p_sample_loop(rng: np.random.Generator, betas: np.ndarray) -> list[Check]:
         return _rows(slopes, t) * x + _rows(offsets, t)
 
     def check(variance: str) -> Check:
+        right = deviations(betas, variance)
+
         def answer(
-            sigma: np.ndarray = deviations(betas, variance), steps: np.ndarray = down, which: np.ndarray = order
+            sigma: np.ndarray = right, steps: np.ndarray = down, which: np.ndarray = order
         ) -> np.ndarray:
             return reverse_steps(model, noise, betas, sigma, steps, which)
 
@@ -170,10 +173,12 @@ def _p_sample_loop(rng: np.random.Generator, betas: np.ndarray) -> list[Check]:
                 "参数 variance 没有传给 p_sample",
             ),
             Mistake(
-                answer(steps=down[:-1]), "the last step, t = 0, is missing: this is x_1", "漏了最后一步 t = 0：这是 x_1",
+                answer(steps=down[:-1]), "the last step, t = 0, is missing: this is x_1",
+                "漏了最后一步 t = 0：这是 x_1",
             ),
             Mistake(
-                answer(steps=down[::-1]), "t must fall, from T-1 to 0: here it grows", "t 应从 T-1 递减到 0：这里是递增",
+                answer(steps=down[::-1]), "t must fall, from T-1 to 0: here it grows",
+                "t 应从 T-1 递减到 0：这里是递增",
             ),
             Mistake(
                 answer(which=order - 1), "noise[0] is x_T and must not serve again: the first step takes noise[1]",
@@ -219,7 +224,6 @@ def _sample(rng: np.random.Generator, betas: np.ndarray) -> Check:
         return np.array([centre, np.sqrt(spread), correlation])
 
     # What is left in x_0 of the noise of each step, and of x_T.
-    left = np.append(np.cumprod(keep)[:-1], 1)[:0]
     left = np.array([sigma[t] * np.prod(keep[:t]) for t in range(len(betas))])
     start = np.prod(keep)
     centre, spread = statistics(betas, mean, std, sigma)
@@ -228,9 +232,7 @@ def _sample(rng: np.random.Generator, betas: np.ndarray) -> Check:
         Call("statistics", slopes, offsets, (64, 1, 32, 32), betas, "fixed_large", harness=True), answer(),
         returns="any", tolerance=0.05,  # six standard errors of the correlation
         mistakes=[
-            Mistake(
-                answer(deviations(betas, "fixed_large", power=1)), *_VARIANCE,
-            ),
+            Mistake(answer(deviations(betas, "fixed_large", power=1)), *_VARIANCE),
             Mistake(answer(deviations(betas, "fixed_large", at_zero=True)), *_AT_ZERO),
             Mistake(answer(np.zeros(len(betas))), "no step adds noise", "没有一步加了噪声"),
             Mistake(
@@ -239,7 +241,8 @@ def _sample(rng: np.random.Generator, betas: np.ndarray) -> Check:
             ),
             Mistake(
                 np.array([centre, abs(start + left.sum()), 0]),
-                "x_T serves as the noise of every step: draw new noise for each", "每一步的噪声都用了 x_T：每一步都要重新抽取",
+                "x_T serves as the noise of every step: draw new noise for each",
+                "每一步的噪声都用了 x_T：每一步都要重新抽取",
             ),
             Mistake(
                 answer(correlation=1), "all images of the batch are the same: each needs noise of its own",
@@ -252,7 +255,8 @@ def _sample(rng: np.random.Generator, betas: np.ndarray) -> Check:
             ),
             Mistake(
                 np.array([uniform, np.sqrt(spread / 12), 0]),
-                "the noise is uniform in [0, 1): it must be standard normal", "噪声是 [0, 1) 上的均匀分布：应为标准正态分布",
+                "the noise is uniform in [0, 1): it must be standard normal",
+                "噪声是 [0, 1) 上的均匀分布：应为标准正态分布",
             ),
         ],
     )

@@ -77,11 +77,13 @@ def _sigma(rng: np.random.Generator, alphas_cumprod: np.ndarray) -> list[Check]:
             call(list(zip(t, t_prev))), right, returns="any", tolerance=1e-5,
             mistakes=[
                 Mistake(
-                    right**2, "this is the variance: the standard deviation is its root", "这是方差：标准差是它的平方根",
+                    right**2, "this is the variance: the standard deviation is its root",
+                    "这是方差：标准差是它的平方根",
                 ),
                 Mistake(
                     np.sqrt(eta) * deviation(ab, ab_prev, 1),
-                    "eta multiplies the variance here: it belongs outside the root", "这里 eta 乘在了方差上：它应在根号之外",
+                    "eta multiplies the variance here: it belongs outside the root",
+                    "这里 eta 乘在了方差上：它应在根号之外",
                 ),
                 Mistake(
                     eta * deviation(ab, ab_prev, 1) ** 2, "both square roots are missing", "两个平方根都漏了",
@@ -105,7 +107,7 @@ def _sigma(rng: np.random.Generator, alphas_cumprod: np.ndarray) -> list[Check]:
         ),
         Check(
             call([(int(t[0]) - 3, -1), (0, -1)]), np.zeros(2), returns="any", tolerance=1e-7,
-            mistakes=[Mistake(lambda found: not np.all(np.isfinite(found)), *_LAST)],
+            mistakes=[Mistake(lambda found: np.shape(found) == (2,) and not np.all(np.isfinite(found)), *_LAST)],
         ),
     ]
 
@@ -153,7 +155,8 @@ def _step(rng: np.random.Generator, alphas_cumprod: np.ndarray) -> list[Check]:
                     "1 - ab_prev - sigma^2 漏了平方根",
                 ),
                 Mistake(
-                    parts_of(x_start, np.sqrt(1 - ab), 0), "the direction is sqrt(1 - ab_prev - sigma^2) eps: ab_prev, not ab",
+                    parts_of(x_start, np.sqrt(1 - ab), 0),
+                    "the direction is sqrt(1 - ab_prev - sigma^2) eps: ab_prev, not ab",
                     "方向项是 sqrt(1 - ab_prev - sigma^2) eps：用 ab_prev，不是 ab",
                 ),
                 Mistake(
@@ -182,7 +185,8 @@ def _step(rng: np.random.Generator, alphas_cumprod: np.ndarray) -> list[Check]:
                     "噪声乘的是方差 sigma^2：应乘标准差 sigma",
                 ),
                 Mistake(
-                    parts_of(x_start, np.sqrt(1 - ab_prev - sigma**2), 0), "sigma noise is missing", "漏了 sigma * noise",
+                    parts_of(x_start, np.sqrt(1 - ab_prev - sigma**2), 0), "sigma noise is missing",
+                    "漏了 sigma * noise",
                 ),
                 Mistake(answer(0), "the argument eta is ignored", "参数 eta 被忽略了"),
                 Mistake(
@@ -197,7 +201,7 @@ def _step(rng: np.random.Generator, alphas_cumprod: np.ndarray) -> list[Check]:
             call(-1, eta), x_start,
             mistakes=[
                 Mistake(answer(ab_prev=alphas_cumprod[-1]), *_LAST),
-                Mistake(lambda found: found.shape == x.shape and not np.all(np.isfinite(found)), *_LAST),
+                Mistake(lambda found: np.shape(found) == x.shape and not np.all(np.isfinite(found)), *_LAST),
             ],
         ),
         Check(

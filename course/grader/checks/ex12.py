@@ -38,7 +38,8 @@ def _guide(rng: np.random.Generator, weight: float) -> Check:
         (_mixed(c, u, 1 + weight), *_ONE_MORE),
         (_mixed(u, c, weight), *_SWAPPED),
         (weight * np.float64(c), "only the prediction with the label is used", "只用了有标签的预测"),
-        (u + weight * np.float64(c), "the difference c - u is multiplied by w, not c alone", "w 乘的是差 c - u，不是 c"),
+        (u + weight * np.float64(c), "the difference c - u is multiplied by w, not c alone",
+        "w 乘的是差 c - u，不是 c"),
         (
             c + weight * (np.float64(c) - u), "the difference is added to u, not to c: w = 1 must give c",
             "差应加在 u 上，不是加在 c 上：w = 1 应得到 c",
@@ -122,7 +123,8 @@ def _drop_labels(rng: np.random.Generator) -> Check:
             ),
             Mistake(labels, "no label is dropped", "没有丢弃任何标签"),
             Mistake(
-                np.where(dropped, 0, labels), "a dropped label becomes `null`, not 0", "丢弃的标签应换成 `null`，不是 0",
+                np.where(dropped, 0, labels), "a dropped label becomes `null`, not 0",
+                "丢弃的标签应换成 `null`，不是 0",
             ),
         ],
     )
