@@ -240,18 +240,8 @@ def _sample(rng: np.random.Generator, betas: np.ndarray) -> Check:
                 "the same noise in every step: draw new noise for each", "每一步都用了同一份噪声：每一步都要重新抽取",
             ),
             Mistake(
-                np.array([centre, abs(start + left.sum()), 0]),
-                "x_T serves as the noise of every step: draw new noise for each",
-                "每一步的噪声都用了 x_T：每一步都要重新抽取",
-            ),
-            Mistake(
-                answer(correlation=1), "all images of the batch are the same: each needs noise of its own",
-                "一批图像全都相同：每幅图像要有自己的噪声",
-            ),
-            Mistake(
-                answer(correlation=(left**2).sum() / spread),
-                "the noise of the steps is the same for all images: each needs noise of its own",
-                "每一步的噪声对所有图像都相同：每幅图像要有自己的噪声",
+                answer(correlation=1), "the images of the batch share their noise: each needs its own",
+                "一批图像共用了噪声：每幅图像要有自己的噪声",
             ),
             Mistake(
                 np.array([uniform, np.sqrt(spread / 12), 0]),

@@ -58,8 +58,6 @@ def term(
     q_variance = beta if kind == "beta for both" else beta * (1 - before) / (1 - now)
     if kind == "swapped":
         return divergence(p_mean, beta, q_mean, q_variance)
-    if kind == "distance":
-        return (q_mean - p_mean) ** 2 / (2 * beta)
     return divergence(q_mean, q_variance, p_mean, beta)
 
 
@@ -185,10 +183,6 @@ def _bound_term(rng: np.random.Generator) -> list[Check]:
             "beta for both": (
                 "q has the variance beta_t (1 - alpha-bar_{t-1}) / (1 - alpha-bar_t): beta_t is that of p",
                 "q 的方差是 beta_t (1 - alpha-bar_{t-1}) / (1 - alpha-bar_t)：beta_t 是 p 的方差",
-            ),
-            "distance": (
-                "only the distance of the means counts here: q and p have different variances too",
-                "这里只计入了均值之差：q 与 p 的方差也不同",
             ),
             "sees x_0": sees,
         }),

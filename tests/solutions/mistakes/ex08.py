@@ -1,15 +1,16 @@
+L1, L2 = "ops.mean(ops.abs(prediction - target))", "ops.mean(ops.square(prediction - target))"
 HUBER = "ops.select(d < 1.0, 0.5 * d * d, d - 0.5)"
 X_T = "x_t = extract(signal, t, x_start.shape) * x_start + extract(sigma, t, x_start.shape) * noise"
 TABLES = "signal, sigma = np.sqrt(alphas_cumprod), np.sqrt(1 - alphas_cumprod)"
 RETURN = "distance(model(x_t, t), noise)"
 MISTAKES = [
-    ("8.1", "ops.mean(ops.abs(prediction - target))", "ops.sum(ops.abs(prediction - target))", "a sum where the mean"),
-    ("8.1", "ops.mean(ops.abs(prediction - target))", "ops.mean(prediction - target)", "negative errors cancel"),
-    ("8.1", "ops.mean(ops.abs(prediction - target))", "ops.abs(ops.mean(prediction - target))", "of each element"),
+    ("8.1", L1, "ops.sum(ops.abs(prediction - target))", "a sum where the mean"),
+    ("8.1", L1, "ops.mean(prediction - target)", "negative errors cancel"),
+    ("8.1", L1, "ops.abs(ops.mean(prediction - target))", "of each element"),
     ("8.1", "ops.abs", "ops.square", "this is the squared error"),
-    ("8.2", "ops.mean(ops.square(prediction - target))", "ops.sum(ops.square(prediction - target))", "a sum where"),
-    ("8.2", "ops.mean(ops.square(prediction - target))", "ops.sqrt(ops.mean(ops.square(prediction - target)))", "a root"),
-    ("8.2", "ops.mean(ops.square(prediction - target))", "ops.mean(ops.square(prediction - target)) / 2", "factor 1/2"),
+    ("8.2", L2, "ops.sum(ops.square(prediction - target))", "a sum where the mean"),
+    ("8.2", L2, f"ops.sqrt({L2})", "a root that nobody asked for"),
+    ("8.2", L2, f"{L2} / 2", "a factor 1/2"),
     ("8.3", HUBER, "ops.select(d < 1.0, d * d, d - 0.5)", "1/2 at the square is missing"),
     ("8.3", HUBER, "ops.select(d < 1.0, 0.5 * d * d, d)", "- 1/2 of the straight part is missing"),
     ("8.3", HUBER, "ops.select(d > 1.0, 0.5 * d * d, d - 0.5)", "the two pieces are swapped"),

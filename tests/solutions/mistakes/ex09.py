@@ -1,3 +1,4 @@
+UNSCALE = "loss_scaler.unscale(gradients)"
 FINITE = "ops.stack([ops.isfinite(gradient).all() for gradient in gradients]).all()"
 UPDATE = """        if finite:
             optimizer(gradients)
@@ -6,10 +7,10 @@ ADJUST = "        loss_scaler.adjust(finite)"
 ZEROS = "        optimizer(gradients if finite else tuple(map(ops.zeros_like, gradients)))\n"
 STEP = "loss, gradients = loss_and_gradients(model, loss_fn, loss_scaler, x, target)"
 MISTAKES = [
-    ("9.1", "loss_scaler.unscale(gradients)", "gradients", "the loss scale is not undone"),
-    ("9.1", "loss_scaler.unscale(gradients)", "loss_scaler.unscale(loss_scaler.unscale(gradients))", "too small by the loss scale"),
+    ("9.1", UNSCALE, "gradients", "the loss scale is not undone"),
+    ("9.1", UNSCALE, f"loss_scaler.unscale({UNSCALE})", "too small by the loss scale"),
     ("9.1", "(_, loss), gradients", "(loss, _), gradients", "the loss that is returned is still scaled"),
-    ("9.1", "return loss_scaler.scale(loss), loss", "return loss_scaler.scale(loss), loss_scaler.scale(loss)", "scaled"),
+    ("9.1", "scale(loss), loss", "scale(loss), loss_scaler.scale(loss)", "the loss that is returned is still scaled"),
     ("9.1", "return loss_scaler.scale(loss), loss", "return loss * 1.0, loss", "too small by the loss scale"),
     (
         "9.1", "return loss, loss_scaler.unscale(gradients)", "return loss_scaler.scale(loss), gradients",

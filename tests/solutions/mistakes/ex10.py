@@ -22,10 +22,10 @@ MISTAKES = [
     ("10.3", "reversed(range(steps))", "reversed(range(1, steps))", "the last step, t = 0, is missing"),
     ("10.3", "mask * extract", "extract", "noise is added at t = 0"),
     ("10.4", DRAW, "np.random.default_rng().uniform(size=(len(betas) + 1, *shape))", "must be standard normal"),
-    ("10.4", DRAW, SHARED, "all images of the batch are the same"),
+    ("10.4", DRAW, SHARED, "share their noise"),
     ("10.4", "noise[i + 1], betas", "noise[1], betas", "the same noise in every step"),
-    ("10.4", "noise[i + 1], betas", "noise[0], betas", "x_T serves as the noise of every step"),
-    ("10.4", "noise[i + 1], betas", "noise[i + 1][:1], betas", "the noise of the steps is the same for all images"),
+    ("10.4", "noise[i + 1], betas", "noise[0], betas", "the same noise in every step"),
+    ("10.4", "noise[i + 1], betas", "noise[i + 1][:1], betas", "share their noise"),
     ("10.4", "mask * extract", "extract", "noise is added at t = 0"),
     ("10.4", "sigma = np.sqrt(small if", "sigma = (small if", "sigma_t^2 is the variance"),
 ]

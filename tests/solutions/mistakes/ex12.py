@@ -12,7 +12,7 @@ MISTAKES = [
     ("12.2", "(labels, none)", "(labels, labels)", "the prediction with the label alone"),
     ("12.2", "(labels, none)", "(none, none)", "both halves are told `null`"),
     ("12.2", "ops.full_like(labels, null)\n", "ops.zeros_like(labels)\n", "0 stands for no label here"),
-    ("12.2", "guide(conditional, unconditional, weight)", "guide(conditional, unconditional, 1 + weight)", "paper's w"),
+    ("12.2", "return guide(", "weight = 1 + weight\n    return guide(", "this is the paper's w"),
     ("12.2", BOTH, TWO_CALLS.replace("labels)", "none)", 1).replace("none)))", "labels)))"), "are swapped"),
     ("12.3", DROP, "ops.select(uniform < probability, labels, ops.full_like(labels, null))", "the wrong labels"),
     ("12.3", DROP, "ops.select(uniform[:1] < probability, ops.full_like(labels, null), labels)", "by its own number"),

@@ -1,4 +1,4 @@
-"""Exercise 8: models with known answers, and the gradient of a loss."""
+"""Exercise 8: losses of a model with known answers, and the gradient of a loss."""
 
 from __future__ import annotations
 
@@ -8,9 +8,7 @@ from typing import Tuple
 import mindspore as ms
 import numpy as np
 from for_harnesses import wavy
-from mindspore import Parameter, Tensor, nn
-
-__all__ = ["gradient", "wavy"]
+from mindspore import Parameter, Tensor, nn, ops
 
 
 class _Gain(nn.Cell):
@@ -22,6 +20,16 @@ class _Gain(nn.Cell):
 
     def construct(self, x_t: Tensor, t: Tensor) -> Tensor:
         return self.gain * x_t
+
+
+def losses(
+    module: ModuleType, slopes: np.ndarray, offsets: np.ndarray, x_start: Tensor, t: Tensor, noise: Tensor,
+    alphas_cumprod: np.ndarray, loss: str,
+) -> Tensor:
+    """`p_losses` of the first two images, of the last two, and of all three: a single number may be right by chance."""
+    some = (slice(2), slice(1, None), slice(None))
+    model = wavy(slopes, offsets)
+    return ops.stack([module.p_losses(model, x_start[k], t[k], noise[k], alphas_cumprod, loss) for k in some])
 
 
 def gradient(
