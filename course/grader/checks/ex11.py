@@ -33,6 +33,11 @@ def parts(rng: np.random.Generator) -> list[Part]:
     ]
 
 
+def not_finite(shape: tuple[int, ...]) -> Callable[[object], bool]:
+    """Is an answer of this shape, and NaN or infinity in it?"""
+    return lambda found: isinstance(found, np.ndarray) and found.shape == shape and not np.all(np.isfinite(found))
+
+
 def deviation(ab: float, ab_prev: float, eta: float) -> float:
     """sigma of eq. 16."""
     return eta * np.sqrt((1 - ab_prev) / (1 - ab) * (1 - ab / ab_prev))
@@ -108,7 +113,7 @@ def _sigma(rng: np.random.Generator, alphas_cumprod: np.ndarray) -> list[Check]:
         ),
         Check(
             call([(int(t[0]) - 3, -1), (0, -1)]), np.zeros(2), returns="any", tolerance=1e-7,
-            mistakes=[Mistake(lambda found: np.shape(found) == (2,) and not np.all(np.isfinite(found)), *_LAST)],
+            mistakes=[Mistake(not_finite((2,)), *_LAST)],
         ),
     ]
 
@@ -202,7 +207,7 @@ def _step(rng: np.random.Generator, alphas_cumprod: np.ndarray) -> list[Check]:
             call(-1, eta), x_start,
             mistakes=[
                 Mistake(answer(ab_prev=alphas_cumprod[-1]), *_LAST),
-                Mistake(lambda found: np.shape(found) == x.shape and not np.all(np.isfinite(found)), *_LAST),
+                Mistake(not_finite(x.shape), *_LAST),
             ],
         ),
         Check(

@@ -6,6 +6,7 @@ import numpy as np
 
 from course.grader.check import AsTensor, Both, Call, Check, Mistake, Oracle, Part
 from course.grader.checks.ex10 import best_model, reverse_mean
+from course.grader.checks.ex11 import not_finite
 
 FILE = "ex13_bound.py"
 TITLE = Both("The variational bound", "变分界")
@@ -166,7 +167,7 @@ def _bound_term(rng: np.random.Generator) -> list[Check]:
                     "在图像之间也取了平均：每幅图像各有一个值",
                 ),
                 *([] if np.all(t > 0) else [Mistake(
-                    lambda found: np.shape(found) == t.shape and not np.all(np.isfinite(found)),
+                    not_finite(t.shape),
                     "NaN or infinity at t = 0: there the variance of q is 0; the term is L_0, no divergence",
                     "t = 0 处出现 NaN 或无穷大：那里 q 的方差为 0；该项是 L_0，不是 KL 散度",
                 )]),

@@ -21,6 +21,7 @@ MISTAKES = [
     ("9.2", FINITE, "ops.stack([~ops.isinf(gradient).any() for gradient in gradients]).all()", "NaN passes"),
     ("9.2", FINITE, "ops.stack([(gradient < float('inf')).all() for gradient in gradients]).all()", "minus infinity"),
     ("9.2", FINITE, "ops.isfinite(sum(gradient.sum() for gradient in gradients))", "their sum overflows"),
+    ("9.2", FINITE, f"bool({FINITE})", "adjust needs a bool Tensor"),
     ("9.2", FINITE, "~" + FINITE, "finite gradients are called infinite"),
     ("9.3", STEP, STEP + "; gradients = loss_scaler.scale(gradients)", "the loss scale is not undone"),
     ("9.3", STEP, STEP + "; gradients = loss_scaler.unscale(gradients)", "too small by the loss scale"),

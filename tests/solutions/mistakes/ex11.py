@@ -10,6 +10,7 @@ MISTAKES = [
     ("11.1", SIGMA, "eta**2 * (1 - ab_prev) / (1 - ab) * (1 - ab / ab_prev)", "this is the variance"),
     ("11.1", SIGMA, "eta * (1 - ab_prev) / (1 - ab) * (1 - ab / ab_prev)", "both square roots are missing"),
     ("11.1", SIGMA, SIGMA[6:], "eta is missing"),
+    ("11.1", f"float({SIGMA})", SIGMA, "returns a float64"),
     ("11.1", "ab_prev) / (1 - ab))", "ab) / (1 - ab_prev))", "upside down"),
     ("11.1", GUARD, "alphas_cumprod[t - 1]\n    return", "DDIM leaps over steps"),
     ("11.1", GUARD, "alphas_cumprod[t_prev]\n    return", "alphas_cumprod[-1] is the last entry"),

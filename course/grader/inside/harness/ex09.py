@@ -50,7 +50,11 @@ def small_gradients(
 
 def finites(module: ModuleType, cases: Tuple[Tuple[np.ndarray, ...], ...]) -> np.ndarray:
     """`all_finite` of each tuple of gradients."""
-    return np.array([float(module.all_finite(tuple(map(Tensor, case)))) for case in cases])
+    found = [module.all_finite(tuple(map(Tensor, case))) for case in cases]
+    for one in found:
+        if not isinstance(one, Tensor):
+            raise TypeError(f"all_finite returns a {type(one).__name__}: adjust needs a bool Tensor")
+    return np.array([float(one) for one in found])
 
 
 def train(

@@ -15,4 +15,8 @@ def sigmas(
     module: ModuleType, alphas_cumprod: np.ndarray, pairs: Tuple[Tuple[int, int], ...], eta: float
 ) -> np.ndarray:
     """`ddim_sigma` of each (t, t_prev)."""
-    return np.array([float(module.ddim_sigma(alphas_cumprod, t, t_prev, eta)) for t, t_prev in pairs])
+    found = [module.ddim_sigma(alphas_cumprod, t, t_prev, eta) for t, t_prev in pairs]
+    for one in found:
+        if type(one) is not float:
+            raise TypeError(f"ddim_sigma returns a {type(one).__name__}: a Tensor can be multiplied by a float()")
+    return np.array(found)
