@@ -43,8 +43,8 @@ def at(table: np.ndarray, index: Tensor) -> Tensor:
 def loss_scaler(scale: float, window: int) -> DynamicLossScaler:
     """The process's one scaler, set anew; its factor is 2.
 
-    MindSpore 2.8 finds the compiled `scale` by the address of the scaler's Parameter: a second scaler that lies where
-    a first one lay would scale by the first one's number.
+    MindSpore 2.8 finds the compiled `unscale` by the address of the scaler's Parameter: a second scaler that lies where
+    a first one lay, and is gone, divides by the first one's number.
     """
     ops.assign(_SCALER.scale_value, Tensor(scale, ms.float32))
     ops.assign(_SCALER.counter, Tensor(0, ms.int32))
