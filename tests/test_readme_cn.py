@@ -1,4 +1,4 @@
-"""README_CN.md says what README.md says: the same sections, commands, tables, figures, pictures and links, in Chinese."""
+"""README_CN.md says what README.md says: the same sections, commands, tables, figures and links, in Chinese."""
 
 import re
 from collections import Counter
@@ -15,12 +15,14 @@ LINK = re.compile(r"(!?)\[((?:[^\[\]]|\[[^\]]*\])*)\]\(([^()]*)\)")
 CODE = re.compile(r"`[^`]*`")
 COMMENT = re.compile(r"\s+# .*")
 HAN = "[\u4e00-\u9fff]"
+NUMERALS = {"two": "[两二]", "three": "三", "four": "四", "five": "五", "six": "六", "seven": "七", "eight": "八", "nine": "九",
+            "ten": "十", "eleven": "十一", "twelve": "十二", "thirteen": "十三", "twenty": "二十", "hundred": "百"}
 
 
 def sections(text):
-    """Lists of blocks, each list led by its heading; a block is a paragraph, a table, an item of a list or fenced code."""
+    """Lists of blocks, each led by its heading; a block is a paragraph, a table, an item of a list or fenced code."""
     found, block, fenced = [], [], False
-    for line in text.replace(TO_CHINESE, "").replace(TO_ENGLISH, "").splitlines() + [""]:
+    for line in [*text.replace(TO_CHINESE, "").replace(TO_ENGLISH, "").splitlines(), ""]:
         if block and not fenced and (not line or line.startswith("- ")):
             if block[0].startswith("#"):
                 found.append([])
@@ -44,14 +46,16 @@ def facts(text):
 
 
 def english_words(text):
-    return re.findall(r"\b[a-z]{2,}\b", LINK.sub(r"\2", CODE.sub("", text)))
+    return re.findall(r"\b[a-z]{2,}\b", LINK.sub(r"\2", CODE.sub("", text)).lower())
 
 
 def compare(english, chinese):
     """What the two pieces of text do not share."""
     one, other = facts(english), facts(chinese)
     found = [f"{what} {one[what]} against {other[what]}" for what in one if one[what] != other[what]]
-    if len(english_words(english)) >= 4 and not re.search(HAN, chinese):
+    words = english_words(english)
+    found += [f"no {word}" for word in words if word in NUMERALS and not re.search(NUMERALS[word], chinese)]
+    if len(words) >= 4 and not re.search(HAN, chinese):
         found.append("not translated")
     return [f"{problem}, in: {chinese}" for problem in found]
 
@@ -102,7 +106,7 @@ def test_chinese_typography():
             if block.startswith("```"):
                 continue
             text = re.sub(r" *\| *", "|", LINK.sub(r"\2", block).replace("*", ""))
-            text = re.sub(r"\([\w +/]+\)", "x", text, flags=re.ASCII)        # a formula's
+            text = re.sub(r"\([\w +/]+\)", "x", text, flags=re.ASCII)    # a formula keeps its own brackets
             for wrong in (f"{HAN} ?[,.:;?!()]", f"[,:;?!()] ?{HAN}", f"{HAN}[A-Za-z0-9`]", f"[A-Za-z0-9`%]{HAN}",
                           f"{HAN} +{HAN}", "[，。、；：（）] | [，。、；：（）]"):
                 assert not re.search(wrong, text), re.search(f".{{0,20}}(?:{wrong}).{{0,20}}", text).group()
@@ -124,7 +128,8 @@ CHANGES = {
     "cell with a figure": (r"^(\| .*\| )\d", r"\g<1>123"),
     "figures of two cells exchanged": (r"\| (\d\S*) \| (\d\S*) \|$", r"| \2 | \1 |"),
     "unit": (r"(?<=\d) ms", " s"),
-    "percent": (r"(?<=\d) %", ""),
+    "percent": (r"(?<=\d) ?%", ""),
+    "number in words": (r"\b(three|four)\b|[三四]", "nine"),
     "picture": (r"\]\(docs/\w+\.png\)", "](docs/another.png)"),
     "link": (r"\]\(https://arxiv\.org/abs/\d", "](https://arxiv.org/abs/"),
     "item of a list": (r"^- ", ""),
