@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Callable, Iterator, Literal, Optional, Sequence, Tuple
+from functools import partial
+from typing import Callable, Literal, Optional, Sequence, Tuple
 
-import numpy as np
 from jsonargparse import Namespace
 from jsonargparse.typing import ClosedUnitInterval, NonNegativeFloat, NonNegativeInt, PositiveInt
 from mindspore import nn
@@ -112,9 +112,7 @@ def before_batch(model: nn.Cell, labels: Optional[Sequence[int]]) -> Optional[Ca
     return None if labels is None else lambda images: model.tell(guidance.label_images(images, labels))
 
 
-def choose_sampler(
-    run: checkpoint.Run, options: Namespace, schedule: NoiseSchedule
-) -> tuple[Callable[..., Iterator[np.ndarray]], int]:
+def choose_sampler(run: checkpoint.Run, options: Namespace, schedule: NoiseSchedule) -> tuple[partial, int]:
     """The sampler that was asked for, its options filled in, and how many steps it takes on `schedule`."""
     chosen = {name: options[name] for name in _SAMPLER_OPTIONS if options.get(name) is not None}
     ancestral = options.sampler == "ancestral"
@@ -126,11 +124,9 @@ def choose_sampler(
     return sampler, steps
 
 
-def make_denoiser(
-    run: checkpoint.Run, model: nn.Cell, options: Namespace, sampler: Callable[..., Iterator[np.ndarray]]
-) -> samplers.Denoiser:
-    """What `sampler` asks, compiled in graph mode."""
-    tell_variance = getattr(sampler, "keywords", {}).get("variance") == "learned"
+def make_denoiser(run: checkpoint.Run, model: nn.Cell, options: Namespace, sampler: partial) -> samplers.Denoiser:
+    """What `sampler`, which `samplers.find` found, asks; compiled in graph mode."""
+    tell_variance = sampler.keywords.get("variance") == "learned"
     return run.diffusion.denoiser(model, options.runtime.mode == "graph", options.rederive_eps, tell_variance)
 
 

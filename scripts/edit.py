@@ -99,8 +99,9 @@ def interpolate(options: Namespace, machine: RuntimeConfig) -> None:
         raise UserError(f"--num is {options.num}: the images at both ends are among them, so give 2 or more")
     run, model, labels = sampling_command.open_run(options, machine, options.num)
     first, second = read_images(options, run.config, 2)
-    samplers.check(samplers.ddim, editing.encodable(run.diffusion.schedule, options.strength), options.steps)
-    denoise = sampling_command.make_denoiser(run, model, options, samplers.ddim)
+    sampler = samplers.find("ddim")
+    samplers.check(sampler, editing.encodable(run.diffusion.schedule, options.strength), options.steps)
+    denoise = sampling_command.make_denoiser(run, model, options, sampler)
 
     def loop(_):
         return editing.interpolation(

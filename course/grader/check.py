@@ -35,9 +35,9 @@ C, H and W all differ, so that a wrong axis shows.
 - An answer is right when its shape is the expected one's and no entry differs by more than `tolerance` times the
   largest absolute value expected (or 1, where that is 0). Default: 1e-4 for what holds Tensors, else 1e-9.
 - `Mistake(answer, en, zh)`: an answer equal to this one gets this hint instead of "differs by 0.3". `answer` is shaped
-  like `expected`, or like what that mistake would return; or a function of the answer (array or list of arrays) that
-  says whether it is this mistake. `Check` raises ValueError for a mistake whose answer is right within the tolerance:
-  these inputs cannot show it, so draw others (whatever the seed: a test tries many).
+  like `expected`, or like what that mistake would return; or a function of the answer (array or list of arrays, of
+  any shapes) that says whether it is this mistake. `Check` raises ValueError for a mistake whose answer is right
+  within the tolerance: these inputs cannot show it, so draw others (whatever the seed: a test tries many).
 - The first failing check of a part names the help. Put the simplest inputs first, t = 0 in a check of its own where it
   is special.
 

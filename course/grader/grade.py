@@ -152,7 +152,11 @@ def judge(answer: sandbox.Value, check: Check) -> Optional[Both]:
     right_form = isinstance(answer, list) == many and (not many or len(answer) == len(expected))
     if values is not None and not (right_form and agrees(values, expected, check.allowed)):
         for mistake in check.mistakes:
-            if mistake.answer(values) if callable(mistake.answer) else agrees(values, mistake.answer, check.allowed):
+            if callable(mistake.answer):
+                made = right_form and mistake.answer(values)
+            else:
+                made = agrees(values, mistake.answer, check.allowed)
+            if made:
                 return mistake.help
     if not right_form:
         found, asked = _count(answer), _count(expected)

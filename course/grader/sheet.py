@@ -181,7 +181,7 @@ img {{ max-width: 100%; }}
 </style>
 </head>
 <body>
-<h1>Diffusion exercises: results <span lang="zh">扩散模型练习: 成绩单</span></h1>
+<h1>Diffusion exercises: results <span lang="zh">扩散模型练习：成绩单</span></h1>
 {facts}
 <h2>Exercises <span lang="zh">练习</span></h2>
 <table class="points">
