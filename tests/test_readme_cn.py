@@ -16,7 +16,7 @@ CODE = re.compile(r"`[^`]*`")
 COMMENT = re.compile(r"\s+# .*")
 HAN = "[\u4e00-\u9fff]"
 NUMERALS = {"two": "[两二]", "three": "三", "four": "四", "five": "五", "six": "六", "seven": "七", "eight": "八",
-            "nine": "九", "ten": "十", "eleven": "十一", "twelve": "十二", "thirteen": "十三", "twenty": "二十", "hundred": "百"}
+            "nine": "九", "ten": "十", "eleven": "十一", "twelve": "十二", "thirteen": "十三", "twenty": "二十"}
 
 
 def sections(text):
