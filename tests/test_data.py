@@ -281,6 +281,7 @@ WHOLE = gzip.compress(idx(np.random.default_rng(0).integers(0, 256, (3, 40, 40),
         (IDX + ".gz", b"<html>404</html>", "is not gzip: it begins with 3c68, not 1f8b"),
         ("dataset.zip", b"PK\3\4 and no more", "File is not a zip file"),
     ],
+    ids=lambda value: "bytes" if isinstance(value, bytes) else value,
 )
 def test_a_damaged_file_is_refused_with_its_name(config, tmp_path, file, content, wrong):
     path = write(tmp_path / file, content)
@@ -313,7 +314,10 @@ def test_the_system_comes_before_the_cache(config, monkeypatch, tmp_path, tiny):
     np.testing.assert_array_equal(make_dataset(options, 1).images[:, 0], tiny)
 
 
-@pytest.mark.parametrize("content", [b"<html>", gzip.compress(idx(np.zeros((3, 4, 4), dtype=np.uint8)))])
+OTHER = gzip.compress(idx(np.zeros((3, 4, 4), np.uint8)))
+
+
+@pytest.mark.parametrize("content", [b"<html>", OTHER], ids=["html", "other"])
 def test_a_cached_file_that_differs_is_passed_over_and_named(config, official, tmp_path, tiny, capsys, content):
     bad = write(tmp_path / "system/mnist" / f"{IDX}.gz", content)
     write(tmp_path / "cache/mnist" / IDX, idx(tiny))
