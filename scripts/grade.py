@@ -18,7 +18,7 @@ from ms_diffusion.errors import UserError, check_writable, exit_on_user_error
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # course/ is not installed
 
-from course.grader import grade, records, sheet, submission
+from course.grader import grade, records, sandbox, sheet, submission
 from course.grader.inside.confinement import protections
 from course.grader.table import table
 
@@ -57,6 +57,8 @@ def main() -> None:
     missing = sorted({name for result in results for name in result.missing})
     if missing:
         print(protections(missing), file=sys.stderr)
+    if sandbox.exposed():
+        print("note: submissions can read this repository where it lies, see course/grader/README.md", file=sys.stderr)
     for path, form in ((options.json, records.own), (options.gradescope, records.gradescope)):
         if path:
             text = json.dumps(form(results, seed), ensure_ascii=False, indent=1)

@@ -34,6 +34,9 @@ class Here:
         self.harness = worker.load(str(harness), "harness") if harness.exists() else None
 
     def start(self):
+        pass
+
+    def load(self, seconds):
         self.module = worker.load(self.file, "handed_in")
 
     def ask(self, call, seconds):

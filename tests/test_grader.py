@@ -46,8 +46,11 @@ HOSTILE = {
     "10 GB": ("def FUNCTION(*_):\n    return np.ones(10 << 27)", "asks for too much memory", False),
     "fork bomb": ("import os\nwhile True: os.fork()", "raises PermissionError", True),
     "hands on what is not its own": ("""
-import fcntl, os, socket, subprocess
+import ctypes, fcntl, os, platform, socket, subprocess
 succeeded = []
+def call(name, on_x86, on_arm, *arguments):
+    if ctypes.CDLL(None).syscall(on_x86 if platform.machine() == "x86_64" else on_arm, *arguments) < 0:
+        raise OSError(name)
 for name, attempt in {
     "program": lambda: subprocess.run(["true"]), "own process group": lambda: os.killpg(0, 9),
     "grader killed": lambda: os.kill(os.getppid(), 0), "everything killed": lambda: os.kill(-1, 0),
@@ -61,6 +64,14 @@ for name, attempt in {
     "signals by fcntl": lambda: fcntl.fcntl(0, fcntl.F_SETOWN, os.getppid()), "disks": lambda: os.listdir("/dev"),
     "grader slowed down": lambda: os.setpriority(os.PRIO_PROCESS, os.getppid(), 19),
     "grader limited": lambda: __import__("resource").prlimit(os.getppid(), 0),
+    "scheduling": lambda: os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0)),
+    "disk's scheduling": lambda: call("ioprio_set", 251, 30, 1, 0, 3 << 13),
+    "dates": lambda: os.utime("SECRET", (1, 1)),
+    "attributes": lambda: call("removexattr", 197, 14, b"SECRET", b"user.mine"),
+    "folders": lambda: os.mkdir("mine"), "links": lambda: os.symlink("SECRET", "mine"), "pipes": lambda: os.mkfifo("p"),
+    "files in memory": lambda: os.memfd_create("mine"), "many open files": lambda: [os.pipe() for _ in range(200)],
+    "keys": lambda: call("add_key", 248, 217, b"user", b"mine", b"x", 1, -4),
+    "outlives the grader": lambda: call("prctl", 157, 167, 1, 0, 0, 0, 0),
 }.items():
     try:
         attempt()
@@ -151,6 +162,57 @@ def test_hostile_code_costs_its_exercise_and_nothing_else(secret):
         assert results[number].missing == []  # Landlock and seccomp are there
 
 
+def test_a_repository_that_submissions_can_read_is_said(monkeypatch, run_script):
+    assert not sandbox.exposed()
+    monkeypatch.setattr(sandbox, "_system", lambda: [str(ROOT.parent)])
+    assert sandbox.exposed()
+    monkeypatch.setattr(grade, "grade", lambda *_: [])
+    status, _, err = run_script("grade", PLAIN)
+    assert status == 0 and err.startswith("note: submissions can read this repository") and err.count("\n") == 1
+
+
+class SlowImport:
+    """A process that takes its time for the import, and ends itself in the first call."""
+
+    missing = ()
+
+    def __init__(self, loads):
+        self.loads = loads
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        pass
+
+    def start(self):
+        pass
+
+    def load(self, seconds):
+        self.loads.append(seconds)
+        time.sleep(0.3)
+
+    def ask(self, call, seconds):
+        return sandbox.Failure("died", "0")
+
+
+def test_imports_cost_an_exercise_its_time():
+    loads = []
+    with grade.Session(lambda: SlowImport(loads), sandbox.Limits(exercise=0.5)) as session:
+        answers = [session.ask(CHECK).kind for _ in range(5)]
+    assert answers == ["died", "no time left", "no time left", "no time left", "no time left"]
+    assert len(loads) == 2 and loads[0] == 0.5 and loads[1] <= 0.2
+
+
+def test_a_machine_of_which_nothing_is_left_is_a_mistake_of_one_line(monkeypatch):
+    def full(*_, **__):
+        raise BlockingIOError(11, "Resource temporarily unavailable")
+
+    monkeypatch.setattr(sandbox.subprocess, "Popen", full)
+    with pytest.raises(UserError, match="no process can be started .* Resource temporarily unavailable"):
+        grade.grade({1: File("ex01_schedule.py", plain(1))}, 3, [1])
+
+
 def test_missing_protections_are_said():
     assert confinement.protections([]) is None
     assert "lacks Landlock and seccomp" in confinement.protections(["Landlock", "seccomp"])
@@ -158,7 +220,8 @@ def test_missing_protections_are_said():
 
 def test_the_process_is_gone_with_its_folder():
     with sandbox.Process("ex01_schedule.py", plain(1), SHORT) as process:
-        assert process.start() is None
+        process.start()
+        assert process.load(6) is None
         folder, pid = process._folder.name, process._process.pid
         assert Path(folder).is_dir()
     assert not Path(folder).exists()
@@ -343,6 +406,40 @@ def test_a_zip_with_a_password_is_a_mistake_of_one_line(tmp_path):
         content[content.index(mark) + flags] |= 1
     path.write_bytes(content)
     with pytest.raises(UserError, match="encrypted"):
+        submission.read(str(path))
+
+
+def test_a_zip_that_is_broken_is_a_mistake_of_one_line(tmp_path):
+    path = tmp_path / "work.zip"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("ex01_é.py", np.random.default_rng(0).bytes(1000))
+    whole = path.read_bytes()
+    for k in range(len(whole)):
+        path.write_bytes(whole[:k] + b"\xff" + whole[k + 1:])
+        try:
+            files = submission.read(str(path))
+        except UserError as error:
+            assert "\n" not in str(error)
+        else:
+            assert list(files) == [1]
+
+
+def test_a_zip_that_costs_much_is_read_a_little(tmp_path):
+    path = tmp_path / "work.zip"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for k in range(2000):
+            archive.writestr(f"{k}/ex01_{k}.py", bytes(1 << 20) if k < 2 else b"")
+        archive.writestr("ex02_a.py", b"two", zipfile.ZIP_LZMA)
+    with pytest.MonkeyPatch.context() as patch:
+        opened = []
+        first = zipfile.ZipFile.open
+        patch.setattr(zipfile.ZipFile, "open", lambda self, entry: opened.append(entry) or first(self, entry))
+        files = submission.read(str(path))
+    assert len(opened) == 1 and "two files for one exercise" in files[1].problem.en
+    assert "make an ordinary zip" in files[2].problem.en
+    with path.open("r+b") as file:
+        file.truncate(submission.LARGEST_ZIP + 1)
+    with pytest.raises(UserError, match="more than 64 MB"):
         submission.read(str(path))
 
 

@@ -119,6 +119,7 @@ def test_a_run_without_pictures_is_sampled(run_script, tmp_path):
     ("metrics.jsonl", b'{"step": 1, "loss": "<b>", "lr": 1}\n', "holds no figures"),
     ("metrics.jsonl", b'{"step": 1}\n', "holds no figures"), ("metrics.jsonl", b"\xff", "holds no figures"),
     ("samples/step_00000100.png", b"GIF89a", "cannot be read as a picture"),
+    ("samples/step_<b>.png", b"", "cannot be read as a picture"), ("metrics.jsonl", b"[" * 100_000, "holds no figures"),
     ("config.yaml", b"model: {dim: !!python/object/apply:os.system [true]}", "config.yaml"),
 ])
 def test_a_run_that_cannot_be_read_is_a_mistake_of_one_line(run, name, content, message):

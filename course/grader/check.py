@@ -144,4 +144,5 @@ def difference(answer: np.ndarray, expected: np.ndarray) -> float:
         return np.inf
     if answer.size == 0:
         return 0.0
-    return float(np.max(np.abs(answer - expected)) / (np.max(np.abs(expected)) or 1.0))
+    with np.errstate(over="ignore"):
+        return float(np.max(np.abs(answer - expected)) / (np.max(np.abs(expected)) or 1.0))

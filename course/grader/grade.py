@@ -19,6 +19,7 @@ from course.grader import sandbox
 from course.grader.check import Both, Check, Part, agrees, difference
 from course.grader.sandbox import Failure, Leaf, Limits, Process
 from course.grader.submission import NOT_HANDED_IN, File
+from ms_diffusion.errors import UserError
 
 AT_A_TIME = 2
 """Processes that run at once."""
@@ -122,13 +123,19 @@ class Session:
     def ask(self, check: Check) -> Union[sandbox.Value, Failure]:
         """The answer to a check."""
         if self._process is None and self._no_import is None and self._left > 0:
-            self._process = self._stack.enter_context(self._make())
-            self._no_import = self._process.start()
+            try:
+                self._process = self._stack.enter_context(self._make())
+            except OSError as error:
+                raise UserError(f"no process can be started for a submission: {error}") from error
+            self._process.start()
             self.missing = self._process.missing
-        if self._no_import is not None:
-            return self._no_import
+            begin = time.monotonic()
+            self._no_import = self._process.load(self._left)
+            self._left -= time.monotonic() - begin
         if self._left <= 0:
             return Failure("no time left")
+        if self._no_import is not None:
+            return self._no_import
         begin = time.monotonic()
         answer = self._process.ask(check.call, self._left)
         self._left -= time.monotonic() - begin

@@ -33,7 +33,7 @@ class Limits:
     call: float = 20.0
     """Seconds of wall clock for one call, and for importing the file."""
     exercise: float = 40.0
-    """Seconds of wall clock for all calls of an exercise, starts of the process aside."""
+    """Seconds of wall clock for all calls and imports of an exercise, starts of the process aside."""
     start: float = 120.0
     """Seconds until MindSpore is imported, which takes two on an idle machine."""
     memory: int = 4 << 30
@@ -77,8 +77,7 @@ class Process:
         self, name: str, source: bytes, limits: Limits, harness: Optional[Path] = None, library: bool = False
     ) -> None:
         self._limits = limits
-        self._folder = tempfile.TemporaryDirectory(prefix="grade_", ignore_cleanup_errors=True) \
-            if sys.version_info >= (3, 10) else tempfile.TemporaryDirectory(prefix="grade_")
+        self._folder = tempfile.TemporaryDirectory(prefix="grade_")
         folder = os.path.realpath(self._folder.name)
         file = Path(folder, name)
         file.write_bytes(source)
@@ -102,8 +101,8 @@ class Process:
         other.close()
         self.missing: list[str] = []
 
-    def start(self) -> Optional[Failure]:
-        """Wait for the process, then let it import the file; what went wrong, or None.
+    def start(self) -> None:
+        """Wait for the process. Nothing of the submission runs yet.
 
         Raises `UserError` where not even the process starts: no fault of the submission.
         """
@@ -116,7 +115,10 @@ class Process:
                 f"status {status}; is MindSpore installed, is there memory?"
             ) from error
         self.missing = header["missing"]
-        imported = self._ask({"function": None}, [], self._limits.call)
+
+    def load(self, seconds: float) -> Optional[Failure]:
+        """Let it import the file within so many seconds; what went wrong, or None."""
+        imported = self._ask({"function": None}, [], min(seconds, self._limits.call))
         return imported if isinstance(imported, Failure) else None
 
     def ask(self, call: Call, seconds: float) -> Union[Value, Failure]:
@@ -150,7 +152,8 @@ class Process:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
-        self._folder.cleanup()
+        with contextlib.suppress(OSError, RecursionError):  # without Landlock: a folder as deep as it likes
+            self._folder.cleanup()
 
 
 def request(call: Call) -> tuple[dict[str, Any], list[np.ndarray]]:
@@ -219,6 +222,16 @@ def _ours(entry: str) -> bool:
     place = Path(entry).resolve()
     prefix = Path(sys.prefix).resolve()
     return (place == ROOT or ROOT in place.parents) and not (place == prefix or prefix in place.parents)
+
+
+def exposed() -> bool:
+    """Does this repository, solutions and all, lie where a submission can read?"""
+    return any(folder == ROOT or folder in ROOT.parents for folder in map(Path.resolve, map(Path, _readable())))
+
+
+def _readable() -> list[str]:
+    """The system, and the folders that Python imports from, this repository aside."""
+    return [*_system(), *(entry for entry in sys.path if entry and not _ours(entry))]
 
 
 def _system() -> list[str]:

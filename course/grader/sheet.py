@@ -54,7 +54,7 @@ def read_training(folder: str) -> Training:
         losses = [float(line["loss"]) for line in lines if line["loss"] is not None]
         steps = int(lines[-1]["step"])
         visualize.plot_loss(figures, curve)
-    except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
+    except (OSError, ValueError, KeyError, IndexError, TypeError, RecursionError) as error:
         raise UserError(f"{figures} holds no figures of a training: {' '.join(str(error).split())}") from error
     late = losses[-max(1, len(losses) // 10):]
     facts = [
@@ -67,7 +67,7 @@ def read_training(folder: str) -> Training:
     ]
     pictures = sorted((run / "samples").glob("step_*.png"))
     if pictures:
-        step = int(pictures[-1].stem.rpartition("_")[2])
+        step = pictures[-1].stem.rpartition("_")[2].lstrip("0") or "0"
         caption = Both(f"samples after step {step}, from the run", f"第 {step} 步之后的样本，取自训练文件夹")
         return Training(facts, curve.getvalue(), _reread(pictures[-1]), caption)
     return Training(facts, curve.getvalue(), *_sample(folder))

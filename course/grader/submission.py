@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import stat
+import struct
 import zipfile
 import zlib
 from pathlib import Path
@@ -14,6 +15,8 @@ from ms_diffusion.errors import UserError
 
 LARGEST = 1 << 20
 """Bytes of a file of Python."""
+LARGEST_ZIP = 1 << 26
+"""Bytes of a zip: its list of contents is read into memory."""
 _NAME = re.compile(r"ex(\d\d)\w*\.py", flags=re.ASCII)
 NOT_HANDED_IN = Both("not handed in", "没有交")
 
@@ -74,7 +77,10 @@ def _of_path(path: Path) -> File:
 
 
 def _of_zip(path: Path) -> Iterator[File]:
-    """Nothing is unpacked: a name in a zip is never used as a path."""
+    """Nothing is unpacked: a name in a zip is never used as a path. Of several for one exercise the first is read."""
+    if path.stat().st_size > LARGEST_ZIP:
+        raise UserError(f"{path} has more than {LARGEST_ZIP >> 20} MB: hand in the exercises alone")
+    seen = set()
     try:
         with zipfile.ZipFile(path) as archive:
             for entry in archive.infolist():
@@ -82,13 +88,17 @@ def _of_zip(path: Path) -> Iterator[File]:
                 if not _NAME.fullmatch(name) or entry.filename.startswith("__MACOSX/"):
                     continue
                 kind = stat.S_IFMT(entry.external_attr >> 16)
-                if kind not in (0, stat.S_IFREG):
+                if kind not in (0, stat.S_IFREG) or name[:4] in seen:
                     yield File(name, problem=_NO_FILE)
                     continue
+                if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+                    yield File(name, problem=_PACKED)
+                    continue
+                seen.add(name[:4])
                 with archive.open(entry) as file:
                     yield _limited(name, file.read(LARGEST + 1))
-    except (OSError, RuntimeError, NotImplementedError, zipfile.BadZipFile, zlib.error) as error:
-        raise UserError(f"{path} cannot be read as a zip: {' '.join(str(error).split())}") from error
+    except (EOFError, OSError, RuntimeError, ValueError, struct.error, zipfile.BadZipFile, zlib.error) as error:
+        raise UserError(f"{path} cannot be read as a zip: {' '.join(str(error).split()) or 'it is cut off'}") from error
 
 
 def _limited(name: str, source: bytes) -> File:
@@ -97,4 +107,5 @@ def _limited(name: str, source: bytes) -> File:
     return File(name, source)
 
 
+_PACKED = Both("packed in an unusual way: make an ordinary zip (Deflate)", "压缩方式不常见：请用普通的 zip (Deflate)")
 _NO_FILE = Both("a link or no plain file: hand in the file itself", "是链接或不是普通文件：请交文件本身")

@@ -27,13 +27,13 @@ Model = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 
 def parts(rng: np.random.Generator) -> list[Part]:
-    """Few steps with large betas, so that each of them counts."""
+    """Few steps with large betas, so that each of them counts. Two data sets for 10.4: a constant may fit one."""
     betas = np.linspace(rng.uniform(0.08, 0.12), rng.uniform(0.3, 0.4), int(rng.integers(9, 13)))
     return [
         Part("10.1", "p_mean", 2, [_p_mean(rng, betas)]),
         Part("10.2", "p_sample", 2, _p_sample(rng, betas)),
         Part("10.3", "p_sample_loop", 2, _p_sample_loop(rng, betas)),
-        Part("10.4", "sample", 2, [_sample(rng, betas)]),
+        Part("10.4", "sample", 2, [_sample(rng, betas), _sample(rng, betas)]),
     ]
 
 
