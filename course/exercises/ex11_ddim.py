@@ -13,7 +13,7 @@ numbers, the same for the whole batch.
 图像是 MindSpore 的 Tensor，float32 (B, C, H, W)；`alphas_cumprod` 是 NumPy float64 数组 (T,)；t 和 t_prev 是 Python
 整数，整批图像共用。
 
-Grade it / 评分：  python scripts/grade.py course/exercises --exercise 11
+Grade it / 评分： python scripts/grade.py my_work --exercise 11
 """
 
 from typing import Callable, Sequence
