@@ -137,7 +137,7 @@ r"""
 ### 2.1 The forward process
 
 Let $q(x_0)$ be the distribution of the real images. One step adds noise of variance $\beta_t$, with
-$0 < \beta_1 < \beta_2 < \dots < \beta_T < 1$, to a slightly dimmed image:
+$0 < \beta_1 < \beta_2 < \dots < \beta_T < 1$, to an image whose values were made a little smaller:
 
 $$q(x_t \mid x_{t-1}) = \mathcal{N}\big(x_t;\ \sqrt{1-\beta_t}\,x_{t-1},\ \beta_t I\big),
 \qquad x_t = \sqrt{1-\beta_t}\,x_{t-1} + \sqrt{\beta_t}\,\epsilon,\quad \epsilon \sim \mathcal{N}(0, I).$$
@@ -156,7 +156,7 @@ r"""
 
 ### 2.1 前向过程
 
-设 $q(x_0)$ 为真实图片的分布。每一步先把图片略微调暗，再加上方差为 $\beta_t$ 的噪声，其中
+设 $q(x_0)$ 为真实图片的分布。每一步先把像素值略微缩小，再加上方差为 $\beta_t$ 的噪声，其中
 $0 < \beta_1 < \beta_2 < \dots < \beta_T < 1$：
 
 $$q(x_t \mid x_{t-1}) = \mathcal{N}\big(x_t;\ \sqrt{1-\beta_t}\,x_{t-1},\ \beta_t I\big),
@@ -566,7 +566,7 @@ r"""
 ### 3.2 位置向量
 
 所有噪声水平共用同一组权重，因此必须把 $t$ 告诉网络。做法与 Transformer（Vaswani 等，2017）相同，用许多频率的正弦和余弦
-来编码：时间步张量 $(B,)$ 变成 $(B, \mathrm{dim})$，
+来编码（练习 5 称之为“正弦编码”）：时间步张量 $(B,)$ 变成 $(B, \mathrm{dim})$，
 
 $$\mathrm{emb}(t) = \big[\sin(t\,\omega_0), \dots, \sin(t\,\omega_{d-1}),
 \ \cos(t\,\omega_0), \dots, \cos(t\,\omega_{d-1})\big],
@@ -608,8 +608,8 @@ r"""
 ### 3.3 ResNet/ConvNeXt 块
 
 这是每个阶段的基本组成。DDPM 用的是 Wide ResNet 块，Phil Wang 的代码换成了 ConvNeXt 块（Liu 等，2022），原教程也是如此：
-先做 7x7 深度卷积，把时间向量加到每个像素上，归一化，再用 3x3 卷积变宽，GELU，归一化，用 3x3 卷积变窄，最后加上残差连
-接。
+先做 7x7 深度卷积（逐通道卷积），把时间向量加到每个像素上，归一化，再用 3x3 卷积变宽，GELU，归一化，用 3x3
+卷积变窄，最后加上残差连接。
 
 > **修正 1** 原教程的 `Block` 类里写的是 `c(dim, ...)`，这个名字并不存在：只是因为从未被用到，才没有报错。本库的 `Block`
 > 和 `ResnetBlock` 都可用（`ModelConfig(block="resnet")`），并有测试。
@@ -788,8 +788,8 @@ r"""
 
 ### 4.1 方差计划
 
-$\beta_t$ 随 $t$ 增长的方式叫作方差计划（schedule）。DDPM 在 $T = 1000$ 步内从 $10^{-4}$ 线性增加到 $0.02$；Nichol 与
-Dhariwal（2021）发现余弦计划效果更好。所有的表只用 float64 计算一次。
+$\beta_t$ 随 $t$ 增长的方式叫作方差计划（schedule，练习里称为“噪声调度”）。DDPM 在 $T = 1000$ 步内从
+$10^{-4}$ 线性增加到 $0.02$；Nichol 与 Dhariwal（2021）发现余弦计划效果更好。所有的表只用 float64 计算一次。
 """
 
 # %%
@@ -905,7 +905,7 @@ tutorial's log begins with 0.434: its network, too, knew nothing yet.
 """
 # %% [markdown] lang="zh"
 r"""
-看最后一列：上一行用原教程的方差计划，$t = 199$ 时仍能看出人像；下一行则看不出来了。
+看最后一列：上排用原教程的方差计划，$t = 199$ 时仍能看出人像；下排则看不出来了。
 
 ### 4.3 损失函数
 
@@ -916,7 +916,8 @@ r"""
 
 > **修正 4** 原教程的 `p2_loss_weight` 指数是 `-0.`，因此恒等于 1。本库把 gamma 和 k 做成选项。
 
-什么都不预测的网络，其损失可以直接算出：$\epsilon \sim \mathcal{N}(0, 1)$ 时，$\mathbb{E}|\epsilon| = \sqrt{2/\pi}$，
+永远输出 0、什么都不预测的网络，其损失可以直接算出：
+$\epsilon \sim \mathcal{N}(0, 1)$ 时，$\mathbb{E}|\epsilon| = \sqrt{2/\pi}$，
 $\mathbb{E}\,\epsilon^2 = 1$，Huber 距离的值见下。原教程的训练日志从 0.434 开始：那时它的网络也还什么都不知道。
 """
 
@@ -997,9 +998,10 @@ r"""
 ## 6. Sampling
 
 **Algorithm 2** runs the reverse process: draw $x_T \sim \mathcal{N}(0, I)$; for $t = T, \dots, 1$ let the network guess
-the noise, compute the mean of the step back, and add noise of standard deviation $\sigma_t$, except in the last step:
+the noise, compute the mean of the step back, and add noise of standard deviation $\sigma_t$, except in the last step
+($z = 0$ for $t = 1$):
 
-$$x_{t-1} = \mu_\theta(x_t, t) + \sigma_t z,\qquad z \sim \mathcal{N}(0, I),\quad z = 0 \text{ if } t = 1.$$
+$$x_{t-1} = \mu_\theta(x_t, t) + \sigma_t z,\qquad z \sim \mathcal{N}(0, I).$$
 
 The library goes by way of $x_0$: from the predicted noise follows the predicted image, which can be clipped to
 $[-1, 1]$, and from it $\tilde\mu_t$. Without clipping this is $\mu_\theta$ of section 2.3.
@@ -1015,15 +1017,15 @@ r"""
 ## 6. 采样
 
 **算法 2** 运行逆向过程：采样 $x_T \sim \mathcal{N}(0, I)$；对 $t = T, \dots, 1$，让网络预测噪声，计算退回一步的均值，再
-加上标准差为 $\sigma_t$ 的噪声（最后一步除外）：
+加上标准差为 $\sigma_t$ 的噪声（最后一步除外，即 $t = 1$ 时 $z = 0$）：
 
-$$x_{t-1} = \mu_\theta(x_t, t) + \sigma_t z,\qquad z \sim \mathcal{N}(0, I),\quad z = 0 \text{ if } t = 1.$$
+$$x_{t-1} = \mu_\theta(x_t, t) + \sigma_t z,\qquad z \sim \mathcal{N}(0, I).$$
 
 本库先求 $x_0$：由预测的噪声得到预测的图片，可以把它截断到 $[-1, 1]$，再由它求 $\tilde\mu_t$。如果不截断，结果就是 2.3
 节的 $\mu_\theta$。
 
-> **修正 14** 原教程不做截断；它的 `if t_index == 0` 判断的是 Python 数，在 `jit` 下每一步都会编译一个图。本库把截断做成
-> 选项，最后一步用掩码处理：所有步共用一个图。
+> **修正 14** 原教程不做截断；它的 `if t_index == 0` 判断的是 Python 整数，在 `jit` 下每一步都会编译一个图。本库把截断
+> 做成选项，最后一步用掩码处理：所有步共用一个图。
 
 > **修正 15** 原教程把所有图片的 200 个步骤全部存在内存里，而且采样没有随机种子。本库的循环逐步产出结果，同一个种子的第
 > $i$ 张图片永远是同一张。
@@ -1432,9 +1434,9 @@ r"""
 - *DALL-E 2* (Ramesh et al., 2022) and *Imagen* (Saharia et al., 2022) make images from text.
 - The many network calls were the weakness of diffusion models; the solvers of section 8 were one answer to it.
 
-Now do it yourself: the folder `course/exercises` asks for each piece of this notebook (the schedule, `q_sample`, the
-posterior, the embedding, the blocks, the loss, the training step, the samplers, guidance, the bound), and
-`scripts/grade.py` says what is right, and why not.
+Now do it yourself: the folder [`course/exercises`](exercises/README.md) asks for each piece of this notebook (the
+schedule, `q_sample`, the posterior, the embedding, the blocks, the loss, the training step, the samplers, guidance,
+the bound), and `scripts/grade.py` says what is right, and why not.
 """
 # %% [markdown] lang="zh"
 r"""
@@ -1445,8 +1447,9 @@ r"""
 - *Diffusion models beat GANs*（Dhariwal 与 Nichol，2021）：更好的网络，以及分类器引导，`ClassifierGuided`。
 - *Classifier-free guidance*（Ho 与 Salimans，2022）：见第 8 节。
 - *DALL-E 2*（Ramesh 等，2022）与 *Imagen*（Saharia 等，2022）：由文本生成图片。
-- 需要多次调用网络曾是扩散模型的弱点；第 8 节的求解方法就是对它的一种回答。
+- 扩散模型的弱点曾是要多次调用网络；第 8 节的求解方法就是一种对策。
 
-现在轮到你动手了：`course/exercises` 文件夹里的练习涵盖本 notebook 的每一部分（方差计划、`q_sample`、后验、位置向量、各
-个模块、损失、训练步、采样器、引导、变分下界），`scripts/grade.py` 会告诉你哪些做对了，哪些没有做对以及原因。
+现在轮到你动手了：[`course/exercises`](exercises/README.md) 文件夹里的练习涵盖本 notebook 的每一部分（方差计划、
+`q_sample`、后验、位置向量、各个模块、损失、训练步、采样器、引导、变分下界），
+`scripts/grade.py` 会告诉你哪些做对了，哪些没有做对以及原因。
 """

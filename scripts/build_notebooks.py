@@ -79,12 +79,13 @@ def take_outputs(notebook: nbformat.NotebookNode, path: Path) -> None:
     """Put the outputs that the notebook `path` has into `notebook`; `UserError` unless the code of both is the same."""
     if not path.exists():
         raise UserError(f"{path} is not there, so it has no outputs: leave --keep_outputs out")
-    new = [cell for cell in notebook.cells if cell.cell_type == "code"]
-    old = [cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
+    known = nbformat.read(path, as_version=4)
+    new, old = ([cell for cell in each.cells if cell.cell_type == "code"] for each in (notebook, known))
     if [cell.source for cell in new] != [cell.source for cell in old]:
         raise UserError(f"{path} has other code than the source, so other outputs: leave --keep_outputs out")
-    for cell, known in zip(new, old):
-        cell.outputs, cell.execution_count = known.outputs, known.execution_count
+    notebook.metadata = known.metadata  # what the kernel said of its language
+    for cell, ran in zip(new, old):
+        cell.outputs, cell.execution_count = ran.outputs, ran.execution_count
 
 
 def translate(notebook: nbformat.NotebookNode, language: str) -> nbformat.NotebookNode:

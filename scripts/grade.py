@@ -1,8 +1,8 @@
 """Grade the exercises of the course: points, and one line of help for each that is missing.
 
-  python scripts/grade.py course/exercises
+  python scripts/grade.py my_work
   python scripts/grade.py my_work.zip --exercise 2 3 --language en
-  python scripts/grade.py course/exercises --report sheet.html --name "Li Lei" --run runs/digits
+  python scripts/grade.py my_work --report sheet.html --name "Li Lei" --run runs/digits
 """
 
 import json
@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # course/ is not installed
 
 from course.grader import grade, records, sandbox, sheet, submission
 from course.grader.inside.confinement import protections
-from course.grader.table import table
+from course.grader.table import seed_line, table
 
 
 def main() -> None:
@@ -53,7 +53,7 @@ def main() -> None:
 
     results = grade.grade(files, seed, numbers)
     print(table(results, options.language))
-    print(f"seed {seed} (--seed {seed} draws the same inputs again)")
+    print(seed_line(seed, options.language))
     missing = sorted({name for result in results for name in result.missing})
     if missing:
         print(protections(missing), file=sys.stderr)

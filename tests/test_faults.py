@@ -227,7 +227,7 @@ def test_sigterm_while_a_picture_is_drawn(begin, uninterrupted, tmp_path):
 def test_a_second_sigint_ends_a_run_at_once(begin, tmp_path):
     folder = tmp_path / "run"
     process = begin("--out", folder, *WORDS, "--train.batch_size=1024")
-    wait_for_step(process, folder, 2)
+    wait_for_step(process, folder, 3)  # so that the checkpoint of step 2 is whole
     process.send_signal(signal.SIGINT)
     said = b""
     while b"finishing the step" not in said:  # two signals at once count as one

@@ -17,7 +17,7 @@ from course.grader.check import Both, Call, Check, Mistake, agrees
 from course.grader.inside import confinement, messages
 from course.grader.sandbox import Leaf
 from course.grader.submission import File
-from course.grader.table import WIDTH, table, width
+from course.grader.table import WIDTH, seed_line, table, width
 from ms_diffusion.errors import UserError
 
 ROOT = Path(__file__).parents[1]
@@ -38,8 +38,8 @@ HOSTILE = {
     "loop at import": ("while True: pass", "still runs after 6 seconds", True),
     "loop in a function": ("def FUNCTION(*_):\n    while True: pass", "still runs after 6 seconds", False),
     "os._exit": ("import os; os._exit(0)", "ends its own process (exit status 0)", True),
-    "sys.exit": ("import sys; sys.exit(0)", "raises SystemExit: 0", True),
-    "SystemExit in a function": ("def FUNCTION(*_):\n    raise SystemExit", "raises SystemExit", False),
+    "sys.exit": ("import sys; sys.exit(0)", "calls exit or sys.exit (line ", True),
+    "SystemExit in a function": ("def FUNCTION(*_):\n    raise SystemExit", "calls exit or sys.exit (line ", False),
     "os._exit in a function": ("def FUNCTION(*_):\n    import os; os._exit(0)", "ends its own process", False),
     "segmentation fault": (
         "def FUNCTION(*_):\n    import ctypes; ctypes.string_at(0)", "its process crashed (SIGSEGV)", False),
@@ -106,7 +106,8 @@ raise ValueError(succeeded)""", "raises ValueError: [] (line", True),
     "its own files": (
         "while True: open(f'{id(object())}', 'ab').write(bytes(1 << 26))", "raises OSError: [Errno 27]", True),
     "a syntax error": ("def f(:", "raises SyntaxError: invalid syntax (line ", True),
-    "input": ("input()", "raises EOFError", True),
+    "a Chinese comma": ("f(1，2)", "invalid character '，' (U+FF0C) (line ", True),
+    "input": ("input()", "input() has nothing to read here", True),
 }
 NEIGHBOURS = {1: "loop at import", 3: "os._exit", 4: "segmentation fault", 5: "hands on what is not its own"}
 
@@ -306,7 +307,7 @@ CHECK = Check(Call("f"), EXPECTED, [Mistake(EXPECTED.T, "turned", "转了"), Mis
     (value(np.float32([np.nan] * 6).reshape(2, 3)), "holds NaN or infinity"),
     (value(EXPECTED[:1].astype(np.float32)), "has shape (1, 3) instead of (2, 3)"),
     (value(np.float32(0)), "has shape () instead of (2, 3)"),
-    ([value(EXPECTED)], "returns a tuple of 1 where one value is asked for"),
+    ([value(EXPECTED)], "returns a tuple or list of 1 where one value is asked for"),
 ])
 def test_judgement_of_one_value(answer, hint):
     help = grade.judge(answer, CHECK)
@@ -325,7 +326,7 @@ def test_judgement_of_several_values():
     check = Check(Call("f"), [EXPECTED, np.zeros(2)], returns=["array", "tensor"], tolerance=1e-6)
     first, second = value(EXPECTED, "array", "ndarray"), value(np.zeros(2, np.float32))
     assert grade.judge([first, second], check) is None
-    assert grade.judge([first], check).en == "returns a tuple of 1 where a tuple of 2 is asked for"
+    assert grade.judge([first], check).en == "returns a tuple or list of 1 where a tuple of 2 is asked for"
     assert grade.judge(first, check).en == "returns one value where a tuple of 2 is asked for"
     assert grade.judge([first, value(np.float32([0, 1]))], check).en.startswith("value 2: differs by 1 ")
 
@@ -380,6 +381,8 @@ def test_links_and_monsters_are_refused(tmp_path):
         files = submission.read(str(place))
         assert "a link" in files[1].problem.en and "more than 1 MB" in files[2].problem.en
         assert "two files for one exercise" in files[5].problem.en
+        both = "ex05_a.py, ex05_b.py" if place.is_dir() else "a/ex05_a.py, b/ex05_a.py"
+        assert files[5].problem.en.endswith(both) and files[5].problem.zh.endswith(both)
         assert all(file.source == b"" for file in files.values())
     files = submission.read(str(tmp_path))
     assert "no plain file" in files[3].problem.en and "no plain file" in files[4].problem.en
@@ -395,6 +398,25 @@ def test_nothing_handed_in_is_a_mistake_of_one_line(tmp_path, make, message):
     with pytest.raises(UserError, match=message) as raised:
         submission.read(str(path))
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("name", ["work.rar", "work.7z", "ex01_schedule.ipynb"])
+def test_what_is_no_folder_zip_or_python_is_said_so(tmp_path, name):
+    (tmp_path / name).write_bytes(b"content")
+    with pytest.raises(UserError, match="no folder, no zip and no file of Python"):
+        submission.read(str(tmp_path / name))
+
+
+def test_a_zip_of_another_system(tmp_path):
+    """Backslashes between folders, names in the system's own encoding, macOS's copies."""
+    path = tmp_path / "work.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("work\\ex01_schedule.py", b"one")
+        archive.writestr("FOLDER/ex02_q_sample.py", b"two")
+        archive.writestr("__MACOSX/work/._ex01_schedule.py", b"junk")
+    path.write_bytes(path.read_bytes().replace(b"FOLDER", "李雷。".encode("gbk")))
+    files = submission.read(str(path))
+    assert {number: file.source for number, file in files.items()} == {1: b"one", 2: b"two"}
 
 
 def test_a_zip_with_a_password_is_a_mistake_of_one_line(tmp_path):
@@ -503,6 +525,24 @@ def test_the_table_in_each_language():
     assert "标题" not in english and "中文" not in english and "Title" not in chinese and "English" not in chinese
     for text in (both, english, chinese):
         lines = text.splitlines()
-        assert lines[-1].split() == ["total", "3/5"] and lines[0].endswith(" 3/5")
+        assert lines[-1].endswith(" 3/5") and lines[0].endswith(" 3/5")
         assert max(map(width, lines)) <= WIDTH
     assert both.replace("\n", "").replace(" ", "").count("中文提示") == 12
+    for text, label in ((both, "total / 总分"), (english, "total"), (chinese, "总分")):
+        assert text.splitlines()[-1].startswith(f"{label}  ")
+    lines = seed_line(999999), seed_line(999999, "en"), seed_line(999999, "zh")
+    assert all("--seed 999999" in line and width(line) <= WIDTH for line in lines)
+    assert not any(letter > "\x7f" for letter in lines[1]) and "draws" not in lines[2]
+
+
+def test_what_is_wrong_with_every_part_stands_once_under_the_title():
+    help = Both("raises SyntaxError", "抛出异常")
+    rows = [grade.Row("1.1", "f", 0, 2, help), grade.Row("1.2", "g", 0, 3, help)]
+    lines = table([grade.ExerciseResult(1, Both("Title", "标题"), rows)], "en").splitlines()
+    assert [line.split()[0] for line in lines[:4]] == ["1", "raises", "1.1", "1.2"] and len(lines) == 6
+
+
+def test_a_file_that_is_not_utf_8_is_said_so():
+    source = '"""噪声"""\n'.encode("gbk") + plain(1)
+    [result] = grade.grade({1: File("ex01_schedule.py", source)}, 3, [1], SHORT)
+    assert result.points == 0 and "not saved as UTF-8" in result.rows[0].help.en and "UTF-8" in result.rows[0].help.zh

@@ -5,7 +5,7 @@ step adds. All other tables follow from it. Code index t = 0 is the paper's t = 
 这里全部使用 NumPy，类型 float64。一个调度就是 T 个值 beta_0, ..., beta_{T-1} 组成的数组，表示每一步加入多少噪声；
 其余系数表都由它算出。代码中的下标 t = 0 对应论文中的 t = 1。
 
-Grade it / 评分： python scripts/grade.py course/exercises --exercise 1
+Grade it / 评分： python scripts/grade.py my_work --exercise 1
 """
 
 import numpy as np

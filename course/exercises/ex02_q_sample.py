@@ -5,7 +5,7 @@ the schedule as NumPy float64 (T,). Noise is an argument, drawn from N(0, 1): no
 图像是 MindSpore 的 Tensor，类型 float32，形状 (B, C, H, W)；t 是 int32 Tensor (B,)：每幅图像有自己的步数。
 `betas` 是 NumPy float64 数组 (T,)。噪声由参数给出，服从 N(0, 1)：这里没有任何随机性。
 
-Grade it / 评分： python scripts/grade.py course/exercises --exercise 2
+Grade it / 评分： python scripts/grade.py my_work --exercise 2
 """
 
 import mindspore as ms

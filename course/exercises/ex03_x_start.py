@@ -9,7 +9,7 @@ x_t、x_0 与噪声由一个等式联系（Ho et al. 2020，式 4），知道其
 Images are MindSpore Tensors, float32 (B, C, H, W); t is an int32 Tensor (B,); betas is NumPy float64 (T,).
 图像是 MindSpore 的 Tensor, float32 (B, C, H, W)；t 是 int32 Tensor (B,)；betas 是 NumPy float64 (T,)。
 
-Grade it / 评分： python scripts/grade.py course/exercises --exercise 3
+Grade it / 评分： python scripts/grade.py my_work --exercise 3
 """
 
 import mindspore as ms

@@ -12,7 +12,7 @@ network is trained to imitate it without knowing x_0.
 
 with / 其中  alpha_t = 1 - beta_t,  alpha-bar_t = alpha_0 * ... * alpha_t,  alpha-bar_{-1} = 1
 
-Grade it / 评分： python scripts/grade.py course/exercises --exercise 4
+Grade it / 评分： python scripts/grade.py my_work --exercise 4
 """
 
 import mindspore as ms

@@ -8,7 +8,7 @@ frequencies (Vaswani et al. 2017, section 3.5), as a clock has hands for hours, 
     frequency_i = 10000 ** (-i / (dim / 2 - 1))                   i = 0, ..., dim / 2 - 1
     embedding   = sin(t * frequency_0), sin(t * frequency_1), ..., cos(t * frequency_0), cos(t * frequency_1), ...
 
-Grade it / 评分： python scripts/grade.py course/exercises --exercise 5
+Grade it / 评分： python scripts/grade.py my_work --exercise 5
 """
 
 import mindspore as ms

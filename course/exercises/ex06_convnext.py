@@ -12,7 +12,7 @@ U-Net 的基本块（参考 Liu et al. 2022）：一个 7x7 逐通道卷积，�
 Everything is float32. MindSpore's defaults are not always those you want: state has_bias, pad_mode, approximate.
 全部为 float32。MindSpore 的默认值不一定是你想要的：请写明 has_bias、pad_mode、approximate。
 
-Grade it / 评分： python scripts/grade.py course/exercises --exercise 6
+Grade it / 评分： python scripts/grade.py my_work --exercise 6
 """
 
 from typing import Optional

@@ -10,7 +10,7 @@ N 个像素之间的普通注意力代价为 N * N。线性注意力（Shen et a
     context = k v^T          context[d, e] = sum over n of  k[d, n] * v[e, n]
     output  = context^T q    output[e, n]  = sum over d of  context[d, e] * q[d, n]
 
-Grade it / 评分： python scripts/grade.py course/exercises --exercise 7
+Grade it / 评分： python scripts/grade.py my_work --exercise 7
 """
 
 import mindspore as ms

@@ -9,7 +9,7 @@ Images are MindSpore Tensors, float32 (B, C, H, W). Use MindSpore's operators al
 `.asnumpy()` has no gradient.
 图像是 MindSpore 的 Tensor，float32 (B, C, H, W)。请全程使用 MindSpore 的算子：一旦经过 `.asnumpy()`，梯度就断了。
 
-Grade it / 评分：  python scripts/grade.py course/exercises --exercise 8
+Grade it / 评分： python scripts/grade.py my_work --exercise 8
 """
 
 from typing import Callable

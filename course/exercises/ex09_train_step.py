@@ -15,7 +15,7 @@ step is skipped, and the scale made smaller. After a number of good steps it is 
                          True `window` times in a row:            连续 `window` 次 True：
                          scale * factor                           scale 乘以 factor
 
-Grade it / 评分：  python scripts/grade.py course/exercises --exercise 9
+Grade it / 评分： python scripts/grade.py my_work --exercise 9
 """
 
 from typing import Callable

@@ -11,7 +11,7 @@ Clip nothing.
 图像是 MindSpore 的 Tensor，float32 (B, C, H, W)；`betas` 是 NumPy float64 数组 (T,)；model(x_t, t) 预测噪声。
 不要做任何裁剪。
 
-Grade it / 评分：  python scripts/grade.py course/exercises --exercise 10
+Grade it / 评分： python scripts/grade.py my_work --exercise 10
 """
 
 from typing import Callable

@@ -9,11 +9,11 @@ DDIM 可以从任意 t 直接走到更早的任意 t_prev：十步就可以代�
     ab = alpha-bar_t    ab_prev = alpha-bar_{t_prev}
 
 Images are MindSpore Tensors, float32 (B, C, H, W); `alphas_cumprod` is NumPy float64 (T,); t and t_prev are Python
-numbers, the same for the whole batch.
+integers, the same for the whole batch.
 图像是 MindSpore 的 Tensor，float32 (B, C, H, W)；`alphas_cumprod` 是 NumPy float64 数组 (T,)；t 和 t_prev 是 Python
 整数，整批图像共用。
 
-Grade it / 评分：  python scripts/grade.py course/exercises --exercise 11
+Grade it / 评分： python scripts/grade.py my_work --exercise 11
 """
 
 from typing import Callable, Sequence

@@ -11,7 +11,7 @@ The weight w here: 0 is without the label, 1 with it, above 1 stronger. The pape
 Images are MindSpore Tensors, float32 (B, C, H, W); t and labels are int32 Tensors (B,).
 图像是 MindSpore 的 Tensor，float32 (B, C, H, W)；t 和标签是 int32 Tensor (B,)。
 
-Grade it / 评分：  python scripts/grade.py course/exercises --exercise 12
+Grade it / 评分： python scripts/grade.py my_work --exercise 12
 """
 
 from typing import Callable

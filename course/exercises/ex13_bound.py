@@ -14,7 +14,7 @@ alpha-bar_{-1} = 1. Clip nothing.
 Images are MindSpore Tensors, float32 (B, C, H, W); `betas` is NumPy float64 (T,).
 图像是 MindSpore 的 Tensor，float32 (B, C, H, W)；`betas` 是 NumPy float64 数组 (T,)。
 
-Grade it / 评分：  python scripts/grade.py course/exercises --exercise 13
+Grade it / 评分： python scripts/grade.py my_work --exercise 13
 """
 
 import math

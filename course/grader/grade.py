@@ -166,7 +166,7 @@ def judge(answer: sandbox.Value, check: Check) -> Optional[Both]:
             if made:
                 return mistake.help
     if not right_form:
-        found, asked = _count(answer), _count(expected)
+        found, asked = _count(answer, Both("tuple or list", "元组或列表")), _count(expected, Both("tuple", "元组"))
         return Both(f"returns {found.en} where {asked.en} is asked for", f"应返回{asked.zh}，却返回了{found.zh}")
     leaves, arrays = (answer, expected) if many else ([answer], [expected])
     kinds = [check.returns] * len(leaves) if isinstance(check.returns, str) else check.returns
@@ -177,9 +177,9 @@ def judge(answer: sandbox.Value, check: Check) -> Optional[Both]:
     return None
 
 
-def _count(values: Any) -> Both:
+def _count(values: Any, kind: Both) -> Both:
     if isinstance(values, (list, tuple)) and not isinstance(values, Leaf):
-        return Both(f"a tuple of {len(values)}", f" {len(values)} 个值组成的元组")
+        return Both(f"a {kind.en} of {len(values)}", f" {len(values)} 个值组成的{kind.zh}")
     return Both("one value", "一个值")
 
 
@@ -206,7 +206,7 @@ def _of_leaf(leaf: Leaf, expected: np.ndarray, kind: str, tolerance: float) -> O
     if error > tolerance:
         return Both(
             f"differs by {error:.2g} of the largest value expected; {tolerance:g} is allowed",
-            f"与正确值相差最大值的 {error:.2g} 倍；允许 {tolerance:g}",
+            f"误差是正确结果最大绝对值的 {error:.2g} 倍；允许 {tolerance:g}",
         )
     return None
 
@@ -239,6 +239,18 @@ def explain_failure(failure: Failure, limits: Limits) -> Both:
         return Both(f"asks for too much memory{where.en}", f"申请的内存太多{where.zh}")
     if failure.error == "AttributeError" and (name := re.match(r"module '\w+' has no attribute '(\w+)'", failure.text)):
         return Both(f"the file has no {name.group(1)}", f"文件中没有 {name.group(1)}")
+    if failure.error == "SystemExit":
+        return Both(f"calls exit or sys.exit{where.en}: return instead",
+                    f"调用了 exit 或 sys.exit{where.zh}：应改用 return")
+    if failure.error == "EOFError":
+        return Both(f"raises EOFError{where.en}: input() has nothing to read here",
+                    f"抛出异常 EOFError{where.zh}：这里没有键盘输入，不要用 input()")
+    if failure.error == "SyntaxError" and "codec can't decode" in failure.text:
+        return Both(f"is not saved as UTF-8{where.en}: save it so in your editor",
+                    f"文件不是 UTF-8 编码{where.zh}：请在编辑器中另存为 UTF-8")
+    if failure.error == "SyntaxError" and re.match(r"invalid (non-printable )?character", failure.text):
+        return Both(f"raises SyntaxError: {failure.text}{where.en}: type it in the English input mode",
+                    f"抛出异常 SyntaxError: {failure.text}{where.zh}：请改成英文（半角）字符")
     text = f"{failure.error}: {failure.text}" if failure.text else failure.error
     return Both(f"raises {text}{where.en}", f"抛出异常 {text}{where.zh}")
 

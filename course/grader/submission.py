@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Iterator, NamedTuple, Optional
 
 from course.grader.check import Both
+from course.grader.sandbox import plain
 from ms_diffusion.errors import UserError
 
 LARGEST = 1 << 20
@@ -27,6 +28,8 @@ class File(NamedTuple):
     name: str
     source: bytes = b""
     problem: Optional[Both] = None
+    place: str = ""
+    """Its path in the zip."""
 
 
 def read(submission: str) -> dict[int, File]:
@@ -41,8 +44,10 @@ def read(submission: str) -> dict[int, File]:
         found = _of_folder(place)
     elif place.suffix.lower() == ".zip":
         found = _of_zip(place)
-    else:
+    elif place.suffix == ".py":
         found = iter([_of_path(place)])
+    else:
+        raise UserError(f"{place} is no folder, no zip and no file of Python: hand in one of these")
     files: dict[int, File] = {}
     for file in found:
         match = _NAME.fullmatch(file.name)
@@ -50,7 +55,7 @@ def read(submission: str) -> dict[int, File]:
             continue
         number = int(match.group(1))
         if number in files:
-            both = f"{files[number].name}, {file.name}"
+            both = ", ".join(plain(each.place or each.name, 60) for each in (files[number], file))
             file = File(file.name, problem=Both(f"two files for one exercise: {both}", f"同一练习有两个文件：{both}"))
         files[number] = file
     if not files:
@@ -84,8 +89,9 @@ def _of_zip(path: Path) -> Iterator[File]:
     try:
         with zipfile.ZipFile(path) as archive:
             for entry in archive.infolist():
-                name = entry.filename.rpartition("/")[2]
-                if not _NAME.fullmatch(name) or entry.filename.startswith("__MACOSX/"):
+                path_inside = entry.filename.replace("\\", "/")  # some programs for Windows write these
+                name = path_inside.rpartition("/")[2]
+                if not _NAME.fullmatch(name) or path_inside.startswith("__MACOSX/"):
                     continue
                 kind = stat.S_IFMT(entry.external_attr >> 16)
                 if kind not in (0, stat.S_IFREG) or name[:4] in seen:
@@ -96,7 +102,7 @@ def _of_zip(path: Path) -> Iterator[File]:
                     continue
                 seen.add(name[:4])
                 with archive.open(entry) as file:
-                    yield _limited(name, file.read(LARGEST + 1))
+                    yield _limited(name, file.read(LARGEST + 1))._replace(place=path_inside)
     except (EOFError, OSError, RuntimeError, ValueError, struct.error, zipfile.BadZipFile, zlib.error) as error:
         raise UserError(f"{path} cannot be read as a zip: {' '.join(str(error).split()) or 'it is cut off'}") from error
 

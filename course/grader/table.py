@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import unicodedata
-from typing import Sequence
+from typing import Optional, Sequence
 
 from course.grader.check import Both
 from course.grader.grade import ExerciseResult
@@ -13,21 +13,40 @@ _INDENT = " " * 6
 
 
 def table(results: Sequence[ExerciseResult], language: str = "both") -> str:
-    """Rows of exercise, part and points, and under those that miss points why; language is en, zh or both."""
+    """Rows of exercise, part and points, and under those that miss points why; language is en, zh or both.
+
+    What is wrong with every part of an exercise, such as a file that cannot be imported, stands once, under its title.
+    """
     lines = []
     for result in results:
         title = " / ".join(_texts(result.title, language))
         lines.append(_row(f"{result.number:2d}  {title}", f"{result.points}/{result.out_of}"))
-        shared = len({row.help for row in result.rows}) == 1  # such as a file that cannot be imported: said once
+        shared = len({row.help for row in result.rows}) == 1
+        if shared:
+            lines += _help(result.rows[0].help, language)
         for row in result.rows:
             lines.append(_row(f"    {row.part:5s} {row.title}", f"{row.points}/{row.out_of}", dotted=True))
-            if row.help and not (shared and row is not result.rows[-1]):
-                texts = _texts(row.help, language)
-                together = " / ".join(texts)
-                texts = [together] if width(_INDENT + together) <= WIDTH else texts
-                lines += [_INDENT + line for text in texts for line in _wrapped(text)]
+            if not shared:
+                lines += _help(row.help, language)
     total, most = sum(result.points for result in results), sum(result.out_of for result in results)
-    return "\n".join([*lines, "-" * WIDTH, _row("total", f"{total}/{most}")])
+    label = " / ".join(_texts(Both("total", "总分"), language))
+    return "\n".join([*lines, "-" * WIDTH, _row(label, f"{total}/{most}")])
+
+
+def seed_line(seed: int, language: str = "both") -> str:
+    """What to say below the table of the seed that its inputs were drawn from."""
+    return " / ".join(_texts(
+        Both(f"--seed {seed} draws the same inputs again", f"用 --seed {seed} 可以重复同样的输入"), language
+    ))
+
+
+def _help(help: Optional[Both], language: str) -> Sequence[str]:
+    if help is None:
+        return []
+    texts = _texts(help, language)
+    together = " / ".join(texts)
+    texts = [together] if width(_INDENT + together) <= WIDTH else texts
+    return [_INDENT + line for text in texts for line in _wrapped(text)]
 
 
 def _texts(both: Both, language: str) -> Sequence[str]:

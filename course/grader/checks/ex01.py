@@ -29,7 +29,7 @@ def _linear(rng: np.random.Generator) -> Check:
             Mistake(
                 start + (end - start) * np.arange(timesteps) / timesteps,
                 "the last beta must be beta_end itself: T values have T - 1 steps between them",
-                "最后一个 beta 应恰为 beta_end: T 个值之间有 T - 1 步",
+                "最后一个 beta 应恰为 beta_end：T 个值之间有 T - 1 步",
             ),
             Mistake(
                 start + (end - start) * np.arange(timesteps + 1) / timesteps,
@@ -71,29 +71,29 @@ def _cosine(rng: np.random.Generator) -> Check:
             ),
             Mistake(
                 np.minimum(betas(curve(timesteps, s, 1)), largest),
-                "the cosine is not squared: alpha-bar_t = cos(...)^2", "余弦没有平方：alpha-bar_t = cos(...)^2",
+                "the cosine is not squared: f(i) = cos(...)^2", "余弦没有平方：f(i) = cos(...)^2",
             ),
             Mistake(
                 np.minimum(betas(curve(timesteps, 0.0)), largest),
-                "the offset s is missing: (t / T + s) / (1 + s)", "缺少偏移 s: (t / T + s) / (1 + s)",
+                "the offset s is missing: (i / T + s) / (1 + s)", "缺少偏移 s：(i / T + s) / (1 + s)",
             ),
             Mistake(
-                np.minimum(betas(f / f[0]) ** 0.5, largest), "a square root too many: beta_t = 1 - a_t / a_{t-1}",
-                "多开了一次平方根：beta_t = 1 - a_t / a_{t-1}",
+                np.minimum(betas(f / f[0]) ** 0.5, largest), "a square root too many: beta = 1 - f(i) / f(i - 1)",
+                "多开了一次平方根：beta = 1 - f(i) / f(i - 1)",
             ),
             Mistake(
-                f[1:] / f[0], "this is alpha-bar_t: return beta_t = 1 - alpha-bar_t / alpha-bar_{t-1}",
-                "这是 alpha-bar_t：应返回 beta_t = 1 - alpha-bar_t / alpha-bar_{t-1}",
+                f[1:] / f[0], "this is alpha-bar: return beta = 1 - f(i) / f(i - 1)",
+                "这是 alpha-bar：应返回 beta = 1 - f(i) / f(i - 1)",
             ),
             Mistake(
                 np.minimum(1 - f[1:] / f[0], largest),
-                "1 - alpha-bar_t is not beta_t: divide alpha-bar_t by alpha-bar_{t-1} first",
-                "1 - alpha-bar_t 不是 beta_t：先用 alpha-bar_t 除以 alpha-bar_{t-1}",
+                "1 - alpha-bar is not beta: divide f(i) by f(i - 1), not by f(0)",
+                "1 - alpha-bar 不是 beta：f(i) 应除以 f(i - 1)，不是 f(0)",
             ),
             Mistake(
-                np.minimum(betas(curve(timesteps - 1, s)), largest),
-                "T - 1 values: t runs from 0 to T, T + 1 points, which make T betas",
-                "只有 T - 1 个值：t 从 0 到 T 共 T + 1 个点，得到 T 个 beta",
+                lambda answer: np.shape(answer) == (timesteps - 1,),
+                "T - 1 values: i runs from 0 to T, T + 1 points, which make T betas",
+                "只有 T - 1 个值：i 从 0 到 T 共 T + 1 个点，得到 T 个 beta",
             ),
         ],
     )
@@ -107,7 +107,7 @@ def _alphas_cumprod(rng: np.random.Generator) -> Check:
         mistakes=[
             Mistake(
                 1 - betas, "this is alpha_t: alpha-bar_t is the product of alpha_0 to alpha_t",
-                "这是 alpha_t: alpha-bar_t 是 alpha_0 到 alpha_t 的连乘积",
+                "这是 alpha_t：alpha-bar_t 是 alpha_0 到 alpha_t 的连乘积",
             ),
             Mistake(
                 np.cumprod(betas), "the product is of alpha_t = 1 - beta_t, not of beta_t",
@@ -146,6 +146,10 @@ def _alphas_cumprod_prev(rng: np.random.Generator) -> Check:
             Mistake(
                 np.append(product[1:], 1.0), "moved the wrong way: alpha-bar_{t-1} is the value before",
                 "移反了方向：alpha-bar_{t-1} 是前一个值",
+            ),
+            Mistake(
+                product[:-1], "T - 1 values: the first one, before any step, is missing",
+                "只有 T - 1 个值：缺了第一个，即第一步之前的值",
             ),
             Mistake(
                 np.append(1.0, product), "T + 1 values: the last one has no step after it, leave it out",

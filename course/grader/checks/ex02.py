@@ -118,6 +118,10 @@ def _q_sample(betas: np.ndarray, t: np.ndarray, x: np.ndarray, noise: np.ndarray
                 "差了一步：是 alpha-bar_t，不是 alpha-bar_{t-1}",
             ),
             Mistake(
+                np.sqrt(bar) * x - np.sqrt(1 - bar) * noise, "the noise is added, not taken away",
+                "噪声是加上去的，不是减去",
+            ),
+            Mistake(
                 np.sqrt(bar) * x + (1 - np.sqrt(bar)) * noise,
                 "sqrt(1 - alpha-bar_t), not 1 - sqrt(alpha-bar_t)",
                 "是 sqrt(1 - alpha-bar_t)，不是 1 - sqrt(alpha-bar_t)",

@@ -65,6 +65,17 @@ def _predict_x_start(betas: np.ndarray, t: np.ndarray, x_t: np.ndarray, noise: n
                 "1 - alpha-bar_t 是方差：噪声要乘标准差，即它的平方根",
             ),
             Mistake(
+                (x_t - (1 - bar) * noise) / bar, "both square roots are missing", "两个平方根都漏了",
+            ),
+            Mistake(
+                (x_t - np.sqrt(bar) * noise) / np.sqrt(1 - bar), "the two factors are swapped", "两个系数写反了",
+            ),
+            Mistake(
+                x_t - np.sqrt(1 - bar) * noise / np.sqrt(bar),
+                "brackets are missing: x_t must be divided by sqrt(alpha-bar_t) too",
+                "漏了括号：x_t 也要除以 sqrt(alpha-bar_t)",
+            ),
+            Mistake(
                 x_t / np.sqrt(bar) - (1 / bar - 1) * noise, "a square root is missing: sqrt(1 / alpha-bar_t - 1)",
                 "漏了平方根：sqrt(1 / alpha-bar_t - 1)",
             ),
@@ -110,6 +121,25 @@ def _predict_noise(betas: np.ndarray, t: np.ndarray, x_t: np.ndarray, x_start: n
                 (x_t - np.sqrt(bar) * x_start) / (1 - bar),
                 "1 - alpha-bar_t is the variance: divide by the standard deviation, its square root",
                 "1 - alpha-bar_t 是方差：应除以标准差，即它的平方根",
+            ),
+            Mistake(
+                (x_t - np.sqrt(bar) * x_start) * np.sqrt(1 - bar),
+                "multiplied where it must be divided by sqrt(1 - alpha-bar_t)", "应除以 sqrt(1 - alpha-bar_t)，却乘了",
+            ),
+            Mistake(
+                (x_t - bar * x_start) / (1 - bar), "both square roots are missing", "两个平方根都漏了",
+            ),
+            Mistake(
+                (x_t - np.sqrt(1 - bar) * x_start) / np.sqrt(bar), "the two factors are swapped", "两个系数写反了",
+            ),
+            Mistake(
+                x_t - np.sqrt(bar) * x_start / np.sqrt(1 - bar),
+                "brackets are missing: x_t must be divided by sqrt(1 - alpha-bar_t) too",
+                "漏了括号：x_t 也要除以 sqrt(1 - alpha-bar_t)",
+            ),
+            Mistake(
+                (x_t + np.sqrt(bar) * x_start) / np.sqrt(1 - bar), "x_0 must be taken away, not added",
+                "x_0 应减去，不是加上",
             ),
             Mistake(
                 (x_t - bar * x_start) / np.sqrt(1 - bar), "a square root is missing: sqrt(alpha-bar_t) x_0",

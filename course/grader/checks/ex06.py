@@ -68,7 +68,7 @@ def _group_norm(rng: np.random.Generator) -> Check:
                 "eps stands under the root: sqrt(variance + eps)",
                 "eps 在根号里面：sqrt(variance + eps)",
             ),
-            Mistake(over(image, np.sqrt), "eps is missing: sqrt(variance + eps)", "漏了 eps: sqrt(variance + eps)"),
+            Mistake(over(image, np.sqrt), "eps is missing: sqrt(variance + eps)", "漏了 eps：sqrt(variance + eps)"),
             Mistake(
                 norm(x.astype(float), np.ones(4), np.zeros(4), eps), "gamma and beta are missing", "漏了 gamma 和 beta",
             ),

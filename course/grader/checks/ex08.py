@@ -60,7 +60,7 @@ def _l2(prediction: np.ndarray, target: np.ndarray) -> Check:
             Mistake(np.square(d).sum(), *_SUM),
             Mistake(
                 np.sqrt(np.square(d).mean()), "a root that nobody asked for: the loss is the mean square itself",
-                "多开了一次平方：损失就是均方误差本身",
+                "多开了一次平方根：损失就是均方误差本身",
             ),
             Mistake(
                 np.square(d).mean() / 2, "a factor 1/2 that nobody asked for: it belongs to Huber's loss",

@@ -198,7 +198,7 @@ def _good_steps(rng: np.random.Generator) -> Check:
         mistakes=[
             Mistake(
                 answer(scale_by=data.scale), _NOT_UNDONE[0] + ". Adam hides it in the weights, its moments tell",
-                _NOT_UNDONE[1] + "。Adam 的权重看不出来，但动量会暴露",
+                _NOT_UNDONE[1] + "。Adam 的权重上看不出这个错误，但它的动量会暴露出来",
             ),
             Mistake(
                 answer(loss_by=data.scale), "the loss that is returned is still scaled: return the loss itself",

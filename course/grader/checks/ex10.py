@@ -96,6 +96,9 @@ def _p_mean(rng: np.random.Generator, betas: np.ndarray) -> Check:
                 "1 - alpha-bar_t 漏了平方根",
             ),
             Mistake(
+                (x - beta / (1 - bar) * eps) / alpha, "both square roots are missing", "两个平方根都漏了",
+            ),
+            Mistake(
                 (x - beta / np.sqrt(1 - bar) * eps) / alpha, "the square root of alpha_t is missing",
                 "alpha_t 漏了平方根",
             ),

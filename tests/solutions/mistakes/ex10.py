@@ -8,6 +8,8 @@ MISTAKES = [
     ("10.1", "np.sqrt(1 - alphas_cumprod), t", "np.sqrt(betas), t", "inside the brackets alpha-bar_t belongs"),
     ("10.1", "np.sqrt(1 - alphas_cumprod), t", "(1 - alphas_cumprod), t", "root of 1 - alpha-bar_t is missing"),
     ("10.1", "np.sqrt(alphas), t", "alphas, t", "the square root of alpha_t is missing"),
+    ("10.1", MEAN, "(x_t - extract(betas / (1 - alphas_cumprod), t, x_t.shape) * eps) / extract(alphas, t, x_t.shape)",
+     "both square roots are missing"),
     ("10.1", "x_t - drift", "x_t + drift", "it must be taken away"),
     ("10.2", "sigma = np.sqrt(small if", "sigma = (small if", "sigma_t^2 is the variance"),
     ("10.2", "mask * extract", "extract", "noise is added at t = 0"),
