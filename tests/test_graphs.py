@@ -188,6 +188,7 @@ def store(tmp_path, monkeypatch):
     monkeypatch.delenv("MS_DIFFUSION_GRAPHS")
     monkeypatch.setenv("MS_DIFFUSION_CACHE", str(tmp_path))
     monkeypatch.setattr(graphs, "_GRAPHS", {})
+    monkeypatch.setattr(sys.modules["__main__"], "__file__", __file__, raising=False)  # a pytest worker has none
     monkeypatch.setattr(graph_cache, "_began", lambda: time.time() + 1)  # who edits while the tests run is not punished
     return tmp_path / "graphs"
 
