@@ -95,7 +95,7 @@ def _of_zip(path: Path) -> Iterator[File]:
                     continue
                 kind = stat.S_IFMT(entry.external_attr >> 16)
                 if kind not in (0, stat.S_IFREG) or name[:4] in seen:
-                    yield File(name, problem=_NO_FILE)
+                    yield File(name, problem=_NO_FILE, place=path_inside)
                     continue
                 if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
                     yield File(name, problem=_PACKED)
